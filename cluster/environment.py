@@ -1,0 +1,72 @@
+"""The environment of our Ray processes, set in one place.
+
+Ray reads most of its switches once, while it is imported, and its daemons and workers inherit the driver's
+environment. So `sane_environment()` runs first thing in a driver, before anything imports ray. A variable that the
+user has set always wins. On a cluster that we only join, the workers get `worker_environment()` with the job instead.
+
+Threads of a worker: OMP_NUM_THREADS stays unset on purpose. Ray then gives each task and actor as many threads as the
+CPUs it reserved (at least one), while the driver keeps all. torch reads it only when it is first imported, and Ray may
+put an actor into a process that ran a smaller task before: who cares about threads sets them (`torch.set_num_threads`).
+Tokenizers stay on one thread, because Ray runs several of them at once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # the folder that holds jobs/, operators/, cluster/ and configs/
+BASE_VARIABLE = "EMBEDFLEET_BASE"
+
+_DEFAULTS = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray 2.60 logs a harmless ERROR for every actor pool (core_worker.cc:2465)
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # jobs print their own progress
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else a driver under `uv run` makes each worker start uv
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def sane_environment(may_start_ray: bool = True) -> None:
+    """Set what Ray and its workers read from the environment; call it before ray is imported."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    # A cap on Ray's own default (30 % of the free memory): fragments are tens of MB and Ray Data keeps few in flight.
+    store_gib = max(2, (os.cpu_count() or 1) // 2)
+    os.environ.setdefault("RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES", str(store_gib * 2**30))
+    if "ray" not in sys.modules:  # an imported ray has its authentication mode already, and would disagree with ours
+        _authenticate(may_start_ray and os.environ.get("RAY_ADDRESS", "local") == "local")
+
+
+def worker_environment() -> dict[str, str]:
+    """The variables that a job's workers get on a cluster which was not started from here."""
+    return {name: os.environ.get(name, value) for name, value in _DEFAULTS.items()}
+
+
+def base_directory() -> Path:
+    """The folder that relative paths of a config are relative to: where the user typed the command.
+
+    A submitted job runs elsewhere, in a copy of the code that vanishes, so submit sends the folder along. It has to
+    exist on the nodes (a shared file system) for a relative path to be of use there.
+    """
+    return Path(os.environ.get(BASE_VARIABLE) or Path.cwd())
+
+
+def _authenticate(starts_ray: bool) -> None:
+    """Keep Ray's token authentication on, and leave no token behind that did not exist.
+
+    Ray enables it for a local cluster by default, but writes a new token, readable by all, to ~/.ray/auth_token, and
+    does not use an existing token with an explicit address. A token made here lives as long as this process tree.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    has_token = (
+        bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
+        or (Path.home() / ".ray" / "auth_token").is_file()
+    )
+    if has_token or starts_ray:
+        os.environ["RAY_AUTH_MODE"] = "token"
+    if not has_token and starts_ray:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,0 +1,81 @@
+"""The numbers that a running job exports through Ray to Prometheus, as `ray_<name>`, each with the tag `job`.
+
+Record where a fragment is committed: once in the driver, so that a retried fragment counts once. Ray's node agents
+collect the values from every process, so recording in workers works as well. All metrics are made once per process.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Protocol
+
+from ray.util.metrics import Counter, Gauge
+
+
+class FragmentCounts(Protocol):
+    """What happened to one fragment; `operators.fragment.Counts` is one."""
+
+    @property
+    def rows(self) -> int: ...  # embedded + rejected
+    @property
+    def rejected(self) -> int: ...
+    @property
+    def chunks(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def padding_tokens(self) -> int: ...
+    @property
+    def truncated(self) -> int: ...
+    @property
+    def seconds(self) -> Mapping[str, float]: ...  # stage -> busy seconds
+
+
+class EmbedMetrics:
+    """The metrics of one embed job."""
+
+    def __init__(self, job: str) -> None:
+        def counter(name: str, description: str, *tags: str) -> Counter:
+            metric = Counter(name, description=description, tag_keys=("job", *tags))
+            metric.set_default_tags({"job": job})
+            return metric
+
+        self._tokens = counter("embed_tokens_total", "Tokens that the model read, padding not included.")
+        self._padding = counter("embed_padding_tokens_total", "Padding tokens that were computed.")
+        self._vectors = counter("embed_vectors_total", "Vectors written, one per chunk.")
+        self._truncated = counter("embed_truncated_total", "Chunks that were cut to the model's length.")
+        self._rows = counter("embed_rows_total", "Input rows by outcome: embedded or rejected.", "status")
+        # Not a histogram: Ray 2.60 exports the sum of one as if each value lay in the middle of its bucket.
+        self._seconds = counter("embed_stage_seconds_total", "Busy seconds, all workers together, by stage.", "stage")
+        self._mfu = Gauge("embed_mfu", description="Model FLOPs utilisation, 0 to 1.", tag_keys=("job",))
+        self._mfu.set_default_tags({"job": job})
+
+    def record(self, counts: FragmentCounts) -> None:
+        """Add one committed fragment."""
+        for metric, value in (
+            (self._tokens, counts.tokens),
+            (self._padding, counts.padding_tokens),
+            (self._vectors, counts.chunks),
+            (self._truncated, counts.truncated),
+        ):
+            _add(metric, value, {})
+        _add(self._rows, counts.rows - counts.rejected, {"status": "embedded"})
+        _add(self._rows, counts.rejected, {"status": "rejected"})
+        for stage, seconds in counts.seconds.items():
+            _add(self._seconds, seconds, {"stage": stage})
+
+    def record_mfu(self, mfu: float) -> None:
+        """Set the model FLOPs utilisation over the run so far."""
+        self._mfu.set(mfu)
+
+
+@functools.cache
+def embed_metrics(job: str) -> EmbedMetrics:
+    """This process's metrics of a job; a second set under the same names would count apart."""
+    return EmbedMetrics(job)
+
+
+def _add(counter: Counter, value: float, tags: dict[str, str]) -> None:
+    if value > 0:  # Ray refuses to count zero
+        counter.inc(value, tags=tags)

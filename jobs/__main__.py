@@ -1,0 +1,7 @@
+"""The command line of the jobs."""
+
+import sys
+
+from jobs.command_line import main
+
+sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,192 @@
+"""`python -m jobs JOB CONFIG.yaml [dotted.key=value ...]`: read and check the config, run the job, answer with an exit code.
+
+Exit codes: 0 done; 2 the config or an input is wrong and nothing was written; 3 finished but a gate was missed;
+1 anything else. The first line of an error says what to do; the traceback comes only with --debug.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType, NoneType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import pydantic
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from cluster.errors import ClusterError
+from operators.errors import GateMissed, InputError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+JOBS = ("embed", "plan", "verify", "vacuum")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one job; returns the process's exit code."""
+    words = [word for word in arguments if word not in ("--debug", "--help", "-h")]
+    if not words or words[0] not in JOBS:
+        print(_job_list(), file=sys.stderr if words else sys.stdout)
+        if words:
+            print(f"there is no job {words[0]!r}", file=sys.stderr)
+        return 2 if words else 0
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    job = importlib.import_module(f"jobs.{words[0]}")
+    if {"--help", "-h"} & set(arguments):
+        print(help_text(words[0], job))
+        return 0
+    if len(words) < 2:
+        print(f"name a config: python -m jobs {words[0]} CONFIG.yaml [dotted.key=value ...]", file=sys.stderr)
+        return 2
+    return _run(job, words[1], words[2:], debug="--debug" in arguments)
+
+
+def _run(job: ModuleType, config_file: str, overrides: Sequence[str], debug: bool) -> int:
+    try:
+        config = load_config(job.Config, Path(config_file), overrides)
+        code: int = job.run(config)
+        return code
+    except InputError as error:
+        return _fail(error, 2, debug)
+    except GateMissed as error:
+        return _fail(error, 3, debug)
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
+        return 130
+    except ClusterError as error:
+        return _fail(error, 2, debug)
+    except Exception as error:  # the last place that can turn a crash into an exit code and one readable line
+        cause = getattr(error, "cause", None)  # Ray wraps what a worker raised
+        if isinstance(cause, InputError):
+            return _fail(cause, 2, debug)
+        return _fail(cause if cause is not None and not debug else error, 1, debug)
+
+
+def _fail(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    text = str(error) if code != 1 else f"{type(error).__name__}: {error}"
+    first, _, rest = text.strip().partition("\n")
+    print(f"error: {first}", file=sys.stderr)
+    if rest:
+        print(rest, file=sys.stderr)
+    if code == 1 and not debug:
+        print("run again with --debug for the traceback; what was finished is kept", file=sys.stderr)
+    return code
+
+
+def load_config(model: type[Config], path: Path, overrides: Iterable[str]) -> Config:
+    """The checked config of a YAML file with overrides on top; InputError names the key, the value and what was expected."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"check the config's path: there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"check the config's path: {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"mend the YAML of {path}: {error}") from None
+    values = {} if content is None else content
+    if not isinstance(values, dict):
+        raise InputError(f"write {path} as a mapping of keys, such as source, model and output; it holds {values!r}")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise InputError("\n".join(_explain(fault, model) for fault in error.errors())) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"write overrides as dotted.key=value; got {override!r}")
+    *path, last = key.split(".")
+    at = values
+    for name in path:
+        inner = at.setdefault(name, {})
+        if inner is None:
+            inner = at[name] = {}
+        if not isinstance(inner, dict):
+            raise InputError(f"override {override!r}: {name!r} is no section, it holds {inner!r}")
+        at = inner
+    try:
+        at[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: the value is no YAML: {error}") from None
+
+
+def _explain(fault: Any, model: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        names = ", ".join(_section(model, fault["loc"][:-1]).model_fields)
+        return f"{key}: unknown key (value {fault['input']!r}); expected one of: {names}"
+    if fault["type"] == "missing":
+        return f"{key}: this key is required"
+    return f"{key}: {fault['msg']}, got {fault['input']!r}"
+
+
+def _section(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    for name in path:
+        inner = _model_of(model.model_fields[str(name)].annotation) if str(name) in model.model_fields else None
+        if inner is None:
+            return model
+        model = inner
+    return model
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _model_of(arg)) is not None), None)
+
+
+def help_text(name: str, job: ModuleType) -> str:
+    """What the job does and every key of its config with type, default and meaning."""
+    lines = [f"python -m jobs {name} CONFIG.yaml [dotted.key=value ...] [--debug]", "", (job.__doc__ or "").strip(), ""]
+    return "\n".join([*lines, "Keys:", *_keys(job.Config, "")])
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
+    for name, field in model.model_fields.items():
+        inner = _model_of(field.annotation)
+        if inner is not None:
+            yield f"  {prefix}{name}:  {field.description or (inner.__doc__ or '').strip().splitlines()[0]}"
+            yield from _keys(inner, f"{prefix}{name}.")
+            continue
+        yield f"  {prefix}{name}  ({_type_name(field.annotation)}, {_default(field)})"
+        if field.description:
+            yield f"      {field.description}"
+
+
+def _default(field: Any) -> str:
+    if field.default is PydanticUndefined and field.default_factory is None:
+        return "required"
+    default = field.get_default(call_default_factory=True)
+    return f"default {'null' if default is None else default!r}"
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation is NoneType:
+        return "null"
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(str(choice) for choice in arguments)
+    if origin is Union or (origin is not None and origin.__name__ == "UnionType"):
+        return " | ".join(_type_name(argument) for argument in arguments)
+    if origin is tuple:
+        return f"[{', '.join('...' if a is Ellipsis else _type_name(a) for a in arguments)}]"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _job_list() -> str:
+    lines = ["python -m jobs JOB CONFIG.yaml [dotted.key=value ...]      (--help after a JOB: every key)", ""]
+    for name in JOBS:
+        doc = importlib.import_module(f"jobs.{name}").__doc__ or ""
+        lines.append(f"  {name:8} {doc.strip().splitlines()[0]}")
+    return "\n".join(lines)

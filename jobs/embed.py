@@ -1,0 +1,75 @@
+"""embed: a corpus in, vectors with their ids out, every row accounted for.
+
+    python -m jobs embed configs/embed/quickstart.yaml
+
+Run it again after a crash, a change of the corpus, or for no reason: only what is missing is embedded, and a finished
+job opens no source data, loads no model and starts no Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from cluster.session import connect
+from jobs.backlog import Backlog, find_backlog
+from jobs.config import EmbedConfig as Config
+from jobs.identity import RECIPES, identify
+from jobs.outcome import RunLog, check_gates, store_config
+from operators.corpus.listing import list_source
+from operators.corpus.units import choose_pack_below
+from operators.embedder.recipe import EmbedderSpec, embedder_spec
+from operators.storage import Location, locate
+from operators.store.dataset import Identity, claim_identity
+from operators.store.fragments import FragmentRecord
+from operators.store.snapshots import publish
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: Config) -> int:
+    """Embed what is missing, publish a snapshot, write the report; returns the exit code."""
+    spec = embedder_spec(config.model, config.embedder, RECIPES)
+    dataset = locate(config.output.path, config.output.storage_options)
+    pack_below_bytes, files = choose_pack_below(list_source(config.source), config.source)
+    identity, files = identify(config, spec, dataset, pack_below_bytes, files)
+    backlog = find_backlog(dataset, config, files, identity.pack_below_bytes)
+    log = RunLog(config, spec, dataset, backlog)
+    if backlog.pending:
+        backlog = _embed_pending(config, spec, dataset, identity, backlog, log)
+    if backlog.snapshot.number and backlog.snapshot.keys == {record.key for record in backlog.complete}:
+        log.nothing_to_do()
+        return check_gates(config, backlog.complete)
+    snapshot = publish(dataset, backlog.complete)
+    log.finish(snapshot)
+    return check_gates(config, snapshot.records)
+
+
+def _embed_pending(
+    config: Config, spec: EmbedderSpec, dataset: Location, identity: Identity, backlog: Backlog, log: RunLog
+) -> Backlog:
+    """Run the pipeline over the pending units on Ray; returns the backlog with everything whole."""
+    with connect(local_cpus=config.compute.local_cpus) as session:
+        # Imported here: torch takes seconds, and a run with nothing to do needs none of it.
+        from jobs.duplicates import duplicate_positions
+        from jobs.pipeline import RemoteLedger, Setup, Work, calibrate_scale, embed_units
+
+        duplicates = duplicate_positions(config, dataset, identity, backlog)
+        if identity.dtype == "int8" and identity.scale is None:
+            scale = calibrate_scale(config, spec, identity.keep, backlog.pending)
+            identity = dataclasses.replace(identity, scale=scale)
+        identity = claim_identity(dataset, identity)
+        store_config(config, dataset, identity)
+        parts = backlog.parts()
+        work = [
+            Work(unit, parts.get(unit.digest, ()), duplicates.get(unit.digest, ())) for unit in backlog.pending
+        ]
+        setup = Setup(config, spec, identity, dataset, RemoteLedger())
+        done: list[FragmentRecord] = []
+        with log.progress(len(work), session) as show:
+            for record, counts in embed_units(work, setup):
+                done.append(record)
+                show(counts)
+    backlog = backlog.with_records(done)
+    assert not backlog.pending, f"the pipeline ended with {len(backlog.pending)} units unfinished: run again"
+    return backlog

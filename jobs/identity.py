@@ -1,0 +1,56 @@
+"""Which dataset a config makes: the identity that its output must have."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.config import EmbedConfig
+from operators.corpus.inspect import inspect_source
+from operators.embedder.fingerprint import mapping_digest
+from operators.embedder.recipe import EmbedderSpec
+from operators.errors import InputError
+from operators.fragment import SourceFile
+from operators.storage import Location
+from operators.store.dataset import Identity, check_identity, encode_schema, read_identity
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs" / "models"
+_FILES_TO_INSPECT = 8
+
+
+def identify(
+    config: EmbedConfig, spec: EmbedderSpec, dataset: Location, pack_below_bytes: int, files: Iterator[SourceFile]
+) -> tuple[Identity, Iterator[SourceFile]]:
+    """The identity of the output, and the listing unharmed.
+
+    An output that exists keeps its own; raises InputError where it belongs to another model or other settings. For a
+    new one the head of the source is opened, to check the columns and learn the types of the kept ones.
+    """
+    present = read_identity(dataset)
+    if present is not None and tuple(present.keep.names) == config.output.keep:
+        wanted = _identity(config, spec, present.keep_schema, present.pack_below_bytes)
+        check_identity(dataset, present, wanted)
+        return present, files
+    head = list(itertools.islice(files, _FILES_TO_INSPECT))
+    keep = inspect_source(head, config.source, config.output.keep)
+    wanted = _identity(config, spec, encode_schema(keep), pack_below_bytes)
+    if present is not None:
+        check_identity(dataset, present, wanted)
+    return wanted, itertools.chain(head, files)
+
+
+def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_below_bytes: int) -> Identity:
+    if config.output.dtype == "binary" and spec.dim % 8:
+        raise InputError(f"set output.dtype to another form: binary packs 8 components a byte, the model has {spec.dim}")
+    facts = {"embedder": spec.fingerprint, "chunking": config.chunking.model_dump(), "dtype": config.output.dtype}
+    return Identity(
+        fingerprint=mapping_digest(facts),
+        model=spec.model,
+        dim=spec.dim,
+        dtype=config.output.dtype,
+        normalized=spec.recipe.normalize,
+        scale=None,
+        keep_schema=keep_schema,
+        pack_below_bytes=pack_below_bytes,
+    )

@@ -1,0 +1,90 @@
+"""verify: prove from storage alone that every source row is embedded or rejected exactly once, and the vectors are sound.
+
+    python -m jobs verify CONFIG.yaml [verify.sample_rows=64]
+
+Takes the config of `embed`. Reads the source and the dataset again, embeds a sample of documents again and compares;
+exit code 3 and the fragments' names where something does not hold.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from cluster.session import connect
+from jobs.backlog import Backlog, find_backlog
+from jobs.config import EmbedConfig as Config
+from jobs.identity import RECIPES, identify
+from operators.corpus.listing import list_source
+from operators.embedder.recipe import embedder_spec
+from operators.errors import InputError
+from operators.storage import Location, locate
+from operators.store.dataset import Identity, read_identity
+from operators.store.snapshots import whole_units
+from operators.store.vacuum import orphans
+from operators.store.verification import Problem
+
+logger = logging.getLogger(__name__)
+_SHOWN = 50
+
+
+def run(config: Config) -> int:
+    """Check everything; prints what was proven or what is wrong; returns the exit code."""
+    spec = embedder_spec(config.model, config.embedder, RECIPES)
+    dataset = locate(config.output.path, config.output.storage_options)
+    present = read_identity(dataset)
+    if present is None:
+        raise InputError(f"run embed first: there is no embeddings dataset at {dataset.url}")
+    identity, files = identify(config, spec, dataset, present.pack_below_bytes, list_source(config.source))
+    backlog = find_backlog(dataset, config, files, identity.pack_below_bytes)
+    if not backlog.snapshot.number:
+        raise InputError(f"run embed first: {dataset.url} has no snapshot yet")
+    problems = [*_listing_problems(backlog), *_visible_orphans(dataset)]
+    with connect(local_cpus=config.compute.local_cpus):
+        from jobs.checking import duplicate_ids, embed_again, verify_units
+
+        problems += verify_units(config, dataset, identity, backlog.snapshot)
+        problems += duplicate_ids(config, dataset, backlog.snapshot)
+        sampled, cosine = embed_again(config, spec, dataset, identity, backlog.snapshot)
+    if cosine < config.verify.min_cosine:
+        problems.append(Problem("(sample)", f"embedded again, {sampled} documents agree only to {cosine:.6f}"))
+    return _report(backlog, identity, problems, sampled, cosine)
+
+
+def _listing_problems(backlog: Backlog) -> Iterator[Problem]:
+    """Units of the source that the snapshot lacks, and units of the snapshot that the source no longer has."""
+    whole = whole_units(backlog.snapshot.records)
+    listed = {unit.digest: unit for unit in backlog.units}
+    for digest, unit in listed.items():
+        if digest not in whole:
+            yield Problem(digest, f"the snapshot has not all of {unit.extents[0].file.path}: run embed")
+    for record in backlog.snapshot.records:
+        unit = record.fragment.unit
+        if unit.digest not in listed and record.fragment.part == 0:
+            path = unit.extents[0].file.path
+            yield Problem(record.key, f"{path} is gone or has changed since it was embedded: run embed")
+
+
+def _visible_orphans(dataset: Location) -> Iterator[Problem]:
+    for info in orphans(dataset, keep_snapshots=1 << 30, older_than=float("inf")):
+        yield Problem(info.url.rsplit("/", 1)[-1], "no snapshot names this file: run embed again to the end, or vacuum")
+
+
+def _report(backlog: Backlog, identity: Identity, problems: list[Problem], sampled: int, cosine: float) -> int:
+    records = backlog.snapshot.records
+    rows, rejected = sum(r.rows for r in records), sum(r.rejected for r in records)
+    if problems:
+        for problem in problems[:_SHOWN]:
+            print(f"{problem.key}: {problem.message}")
+        if len(problems) > _SHOWN:
+            print(f"... and {len(problems) - _SHOWN} more")
+        print(f"snapshot {backlog.snapshot.number}: {len(problems)} problems in {len(records)} fragments")
+        return 3
+    print(
+        f"snapshot {backlog.snapshot.number} holds: {rows:,} source rows = {rows - rejected:,} embedded + {rejected:,} "
+        f"rejected, in {len(records):,} fragments; {sum(r.chunks for r in records):,} vectors "
+        f"({identity.dim} x {identity.dtype}) are sound"
+    )
+    if sampled:
+        print(f"{sampled} documents embedded again agree (least cosine {cosine:.6f})")
+    return 0

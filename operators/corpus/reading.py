@@ -1,0 +1,121 @@
+"""Read a unit of the source and cut it into fragments.
+
+A unit is read once, from its start to its end, in bounded memory: one fragment plus one block. Cutting depends on the
+rows alone, so every run cuts the same unit the same way; fragments that are committed already are passed over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from operators.corpus.formats import Columns, read_extent
+from operators.corpus.rows import ids_digest, make_rows, reject_positions, split_rejected
+from operators.corpus.source import Source
+from operators.fragment import Counts, Fragment, FragmentBatch, Unit
+
+
+def read_fragments(
+    unit: Unit,
+    source: Source,
+    keep: pa.Schema,
+    skip_parts: Collection[int] = (),
+    duplicate_positions: NDArray[np.int64] | None = None,
+) -> Iterator[FragmentBatch]:
+    """The unit's fragments in order, without those in `skip_parts`.
+
+    `duplicate_positions` are the places (0-based, counted over the whole unit) of rows whose id came before elsewhere.
+    """
+    started = time.perf_counter()
+    rows = read_rows(unit, source, keep)
+    if duplicate_positions is not None and len(duplicate_positions):
+        rows = _without_duplicates(rows, duplicate_positions)
+    for part, (table, last) in enumerate(_cut(rows, source.rows_per_fragment, source.bytes_per_fragment)):
+        if part in skip_parts:
+            started = time.perf_counter()
+            continue
+        good, rejected = split_rejected(table)
+        counts = Counts(rows=table.num_rows, rejected=rejected.num_rows)
+        batch = FragmentBatch(Fragment(unit, part, last), good, rejected, counts, ids_digest(table))
+        yield batch.spent("read", time.perf_counter() - started)
+        started = time.perf_counter()
+
+
+def read_rows(unit: Unit, source: Source, keep: pa.Schema) -> Iterator[pa.Table]:
+    """Every row of the unit in order, good or rejected (see `operators.corpus.rows`), in tables of a few thousand."""
+    columns = Columns.of(source, keep)
+    for extent in unit.extents:
+        for raw in read_extent(extent, source, columns):
+            yield make_rows(raw, extent.file.path, source, keep)
+
+
+def read_sample(unit: Unit, source: Source, keep: pa.Schema, rows: int) -> pa.Table:
+    """The first good rows of a unit, at most `rows`."""
+    tables, wanted = [], rows
+    for table in read_rows(unit, source, keep):
+        good = split_rejected(table)[0].slice(0, wanted)
+        tables.append(good)
+        wanted -= good.num_rows
+        if wanted <= 0:
+            break
+    return pa.concat_tables(tables) if tables else empty_rows(keep)
+
+
+def empty_rows(keep: pa.Schema) -> pa.Table:
+    """A table of good rows that has none."""
+    fixed = [("doc_id", pa.string()), ("source_path", pa.string()), ("source_row", pa.int64()), ("text", pa.string())]
+    return pa.schema([pa.field(n, t) for n, t in fixed] + list(keep)).empty_table()
+
+
+def _without_duplicates(rows: Iterator[pa.Table], positions: NDArray[np.int64]) -> Iterator[pa.Table]:
+    start = 0
+    for table in rows:
+        inside = positions[(positions >= start) & (positions < start + table.num_rows)] - start
+        start += table.num_rows
+        yield reject_positions(table, inside, "duplicate_id", "the id came before; the first one is kept")
+
+
+def _cut(rows: Iterator[pa.Table], max_rows: int, max_bytes: int) -> Iterator[tuple[pa.Table, bool]]:
+    """Fragments of a stream of rows with whether each is the last; an empty stream is one empty fragment."""
+    pending: list[pa.Table] = []
+    num_rows = num_bytes = 0
+    complete: pa.Table | None = None  # held back until it is known whether more follows
+    schema: pa.Schema | None = None
+    for table in rows:
+        schema = table.schema
+        while table.num_rows:
+            if complete is not None:
+                yield complete, False
+                complete = None
+            take = _fitting_rows(table, max_rows - num_rows, max_bytes - num_bytes)
+            head, table = table.slice(0, take), table.slice(take)
+            pending.append(head)
+            num_rows += head.num_rows
+            num_bytes += int(_text_bytes(head).sum())
+            if num_rows >= max_rows or num_bytes >= max_bytes:
+                complete, pending, num_rows, num_bytes = pa.concat_tables(pending), [], 0, 0
+    if complete is not None:
+        yield complete, True
+    elif pending:
+        yield pa.concat_tables(pending), True
+    else:
+        yield (schema or _rows_schema()).empty_table(), True
+
+
+def _rows_schema() -> pa.Schema:
+    return pa.schema(list(empty_rows(pa.schema([])).schema) + [("reason", pa.string()), ("message", pa.string())])
+
+
+def _fitting_rows(table: pa.Table, rows_left: int, bytes_left: int) -> int:
+    """How many rows belong to the fragment being filled: up to the one that reaches either limit, at least one."""
+    reached = int(np.searchsorted(np.cumsum(_text_bytes(table)), bytes_left)) + 1
+    return max(1, min(rows_left, reached, table.num_rows))
+
+
+def _text_bytes(table: pa.Table) -> NDArray[np.int64]:
+    return pc.binary_length(table["text"]).fill_null(0).to_numpy().astype(np.int64)

@@ -1,0 +1,228 @@
+"""Turn raw columns into rows: a document id and a text each, or a reason why not.
+
+Every input row stays in the table, in order, with a null `reason` where it is good, so that a fragment can be cut
+anywhere and its rows still add up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from operators.corpus.source import Source, fill_template, template_fields
+from operators.fragment import REJECTED_SCHEMA
+
+FIXED_COLUMNS = ("doc_id", "source_path", "source_row", "text")
+
+
+def make_rows(raw: pa.Table, path: str, source: Source, keep: pa.Schema) -> pa.Table:
+    """Rows of one file from its raw columns.
+
+    `raw` holds `source_row` (int64), optionally `reason` and `message` of rows already found bad by the reader, and
+    the source's columns. Returns doc_id, source_path, source_row, text, reason, message and the kept columns.
+    """
+    num_rows = raw.num_rows
+    reasons = _Reasons(raw)
+    missing = [c for c in (*source.text_columns, *([source.id] if source.id else [])) if c not in raw.column_names]
+    if missing:
+        reasons.mark(np.ones(num_rows, bool), "missing_column", f"the file has no column {missing[0]!r}")
+    doc_id = _document_ids(raw, path, source, reasons)
+    text = _texts(raw, source, reasons)
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "doc_id": doc_id,
+        "source_path": pa.array([path] * num_rows, pa.string()),
+        "source_row": raw["source_row"].cast(pa.int64()),
+        "text": text,
+        "reason": reasons.reason_array(),
+        "message": reasons.message_array(),
+    }
+    for kept in keep:
+        columns[kept.name] = _kept(raw, kept)
+    return pa.table(columns)
+
+
+def reject_positions(rows: pa.Table, positions: NDArray[np.int64], reason: str, message: str) -> pa.Table:
+    """Mark the rows at these positions as rejected, where they are not already."""
+    reasons = _Reasons(rows)
+    mask = np.zeros(rows.num_rows, bool)
+    mask[positions] = True
+    reasons.mark(mask, reason, message)
+    at = rows.schema.get_field_index
+    rows = rows.set_column(at("reason"), "reason", reasons.reason_array())
+    return rows.set_column(at("message"), "message", reasons.message_array())
+
+
+def split_rejected(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The good rows without their reason columns, and the rejected ones in `REJECTED_SCHEMA`."""
+    good_mask = pc.is_null(rows["reason"])
+    good = rows.filter(good_mask).drop_columns(["reason", "message"])
+    rejected = rows.filter(pc.invert(good_mask)).select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA)
+    return good, rejected
+
+
+def ids_digest(rows: pa.Table) -> str:
+    """Digest of which rows these are: path, row number and id of each, in order (nulls count as such)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("source_path", "source_row", "doc_id"):
+        column = rows[name].combine_chunks()
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        digest.update(pc.is_null(column).to_numpy(zero_copy_only=False).tobytes())
+        if pa.types.is_integer(column.type):
+            digest.update(column.fill_null(-1).to_numpy().tobytes())
+        else:
+            filled = column.fill_null("")
+            digest.update(pc.binary_length(filled).to_numpy().tobytes())
+            digest.update("".join(filled.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+class _Reasons:
+    """The first reason found for each row; later ones do not replace it."""
+
+    def __init__(self, raw: pa.Table) -> None:
+        names = raw.column_names
+        self.reason: NDArray[np.object_] = (
+            np.array(raw["reason"].to_pylist(), object) if "reason" in names else np.full(raw.num_rows, None, object)
+        )
+        self.message: NDArray[np.object_] = (
+            np.array(raw["message"].to_pylist(), object) if "message" in names else np.full(raw.num_rows, None, object)
+        )
+
+    def mark(self, mask: NDArray[np.bool_], reason: str, message: str | Sequence[str]) -> None:
+        if not mask.any():
+            return
+        fresh = mask & np.equal(self.reason, None).astype(bool)
+        self.reason[fresh] = reason
+        self.message[fresh] = message if isinstance(message, str) else np.array(message, object)[fresh]
+
+    def reason_array(self) -> pa.Array:
+        return pa.array(self.reason, pa.string())
+
+    def message_array(self) -> pa.Array:
+        return pa.array(self.message, pa.string())
+
+
+def _document_ids(raw: pa.Table, path: str, source: Source, reasons: _Reasons) -> pa.Array:
+    if source.id is None:
+        return pc.binary_join_element_wise(path, pc.cast(raw["source_row"], pa.string()), "#").combine_chunks()
+    if source.id not in raw.column_names:
+        return pa.nulls(raw.num_rows, pa.string())
+    column = _one_chunk(raw[source.id])
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_null(column.type):
+        ids = pa.nulls(len(column), pa.string())
+    elif pa.types.is_integer(column.type) or _is_string(column.type):
+        ids, bad = _valid_strings(column.cast(pa.string()) if pa.types.is_integer(column.type) else column)
+        reasons.mark(bad, "invalid_utf8", f"the id in column {source.id!r} is not valid UTF-8")
+    else:
+        reasons.mark(
+            np.ones(raw.num_rows, bool),
+            "wrong_type",
+            f"the id column {source.id!r} holds {column.type}; expected strings or integers",
+        )
+        return pa.nulls(raw.num_rows, pa.string())
+    absent = pc.is_null(ids).to_numpy(zero_copy_only=False) | pc.equal(ids.fill_null(""), "").to_numpy(
+        zero_copy_only=False
+    )
+    reasons.mark(absent, "missing_id", f"the id in column {source.id!r} is null or empty")
+    return ids
+
+
+def _texts(raw: pa.Table, source: Source, reasons: _Reasons) -> pa.Array:
+    """Text per row; a template's null columns count as empty, and the text is null only where all of them are."""
+    parts: dict[str, pa.Array] = {}
+    for name in source.text_columns:
+        if name not in raw.column_names:
+            return pa.nulls(raw.num_rows, pa.string())
+        column = _one_chunk(raw[name])
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pa.types.is_null(column.type):
+            column = column.cast(pa.string())
+        if not _is_string(column.type):
+            message = f"the text column {name!r} holds {column.type}; expected strings"
+            reasons.mark(np.ones(raw.num_rows, bool), "wrong_type", message)
+            return pa.nulls(raw.num_rows, pa.string())
+        parts[name], bad = _valid_strings(column)
+        reasons.mark(bad, "invalid_utf8", f"the text in column {name!r} is not valid UTF-8")
+    if template_fields(source.text):
+        text = _fill(parts, source.text)
+    else:
+        text = parts[source.text]
+    null = pc.is_null(text).to_numpy(zero_copy_only=False)
+    reasons.mark(null, "null_text", "the text is null or missing")
+    blank = pc.equal(pc.utf8_trim_whitespace(text), "").fill_null(False).to_numpy(zero_copy_only=False)
+    reasons.mark(blank, "blank_text", "the text is empty or white space only")
+    return text
+
+
+def _fill(parts: dict[str, pa.Array], template: str) -> pa.Array:
+    columns = {name: part.to_pylist() for name, part in parts.items()}
+    filled = []
+    for values in zip(*columns.values(), strict=True):
+        # A template's own words do not make a document: all columns null or blank means there is no text.
+        has_text = any(value is not None and value.strip() for value in values)
+        filled.append(
+            fill_template(template, {n: v or "" for n, v in zip(columns, values, strict=True)}) if has_text else ""
+        )
+    return pa.array(filled, pa.string())
+
+
+def _kept(raw: pa.Table, kept: pa.Field) -> pa.Array | pa.ChunkedArray:
+    if kept.name not in raw.column_names:
+        return pa.nulls(raw.num_rows, kept.type)
+    column = raw[kept.name]
+    if column.type == kept.type:
+        return column
+    try:
+        return column.cast(kept.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        # A kept column is beside the point of the row: a value of another type becomes null, the row stays.
+        return pa.array([_cast_or_none(value, kept.type) for value in column], kept.type)
+
+
+def _cast_or_none(value: pa.Scalar, to: pa.DataType) -> object:
+    try:
+        return value.cast(to).as_py()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
+
+
+def _valid_strings(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
+    """The column as string, null where it is not valid UTF-8, and the mask of those rows."""
+    binary = column.cast(pa.binary())
+    as_string = binary.view(pa.string())
+    try:
+        as_string.validate(full=True)
+        return as_string, np.zeros(len(column), bool)
+    except pa.ArrowInvalid:
+        pass
+    values, bad = [], np.zeros(len(column), bool)
+    for position, value in enumerate(binary.to_pylist()):
+        try:
+            values.append(None if value is None else value.decode())
+        except UnicodeDecodeError:
+            values.append(None)
+            bad[position] = True
+    return pa.array(values, pa.string()), bad

@@ -1,0 +1,140 @@
+"""Cut the listing into units of reading, streaming: what is kept per file is its units, never its rows.
+
+- A Parquet file above `OPEN_ABOVE_BYTES` is split by row group (its footer is read, many files at a time in threads).
+- An uncompressed JSONL file above `bytes_per_fragment` is split by byte range. Where ids are `path#row` its lines are
+  counted first, since a row number needs the lines before it; an id column saves that pass over the file, and rows are
+  then numbered by the byte at which their line begins.
+- CSV, compressed files and smaller files are one unit each.
+- Files below `pack_below_bytes` share units. Who shares with whom follows from the paths, cut at files whose name hashes
+  low, so that a new or changed file moves only its neighbours and not every pack after it.
+
+A file whose units are all committed is never opened again: its units are rebuilt from the snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.parquet as pq
+
+from operators.corpus.formats import READ_FAULTS, line_blocks
+from operators.corpus.source import Source, format_of
+from operators.fragment import Extent, SourceFile, Unit
+from operators.storage import locate, open_input
+
+OPEN_ABOVE_BYTES = 4 << 20
+PACK_TARGET_BYTES = 1 << 20
+PACK_MAX_FILES = 4096
+PACK_FROM_FILES = 256
+_OPEN_THREADS = 32
+
+
+def choose_pack_below(files: Iterator[SourceFile], source: Source) -> tuple[int, Iterator[SourceFile]]:
+    """The packing threshold in bytes for a source that was never embedded before, and the listing unharmed."""
+    if source.pack_below_bytes is not None:
+        return source.pack_below_bytes, files
+    first = list(itertools.islice(files, PACK_FROM_FILES))
+    return (65536 if len(first) == PACK_FROM_FILES else 0), itertools.chain(first, files)
+
+
+def plan_units(
+    files: Iterable[SourceFile],
+    source: Source,
+    keep: tuple[str, ...],
+    pack_below_bytes: int,
+    known_units: Mapping[SourceFile, tuple[Unit, ...]],
+) -> Iterator[Unit]:
+    """The units of the listed files, in order; `known_units` are those of files that the latest snapshot holds whole."""
+    reading = source.reading(keep)
+    pack: list[SourceFile] = []
+    to_open: list[SourceFile] = []
+    with ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="footers") as threads:
+        for file in files:
+            if file.size < pack_below_bytes:
+                pack.append(file)
+                if _ends_pack(file, pack):
+                    yield _packed(pack, reading)
+                    pack = []
+            elif file in known_units:
+                yield from known_units[file]
+            elif _is_opened_to_split(file, source):
+                to_open.append(file)
+                if len(to_open) >= _OPEN_THREADS:
+                    yield from _split_all(threads, to_open, source, reading)
+                    to_open = []
+            else:
+                yield Unit.of((Extent(file),), reading)
+        yield from _split_all(threads, to_open, source, reading)
+        if pack:
+            yield _packed(pack, reading)
+
+
+def _ends_pack(file: SourceFile, pack: list[SourceFile]) -> bool:
+    """A pack ends at a file whose path hashes low (on average one in as many as fill the target), or when it is full."""
+    draw = int.from_bytes(hashlib.blake2b(file.path.encode(), digest_size=4).digest(), "big") / 2**32
+    if draw < file.size / PACK_TARGET_BYTES:
+        return True
+    return len(pack) >= PACK_MAX_FILES or sum(f.size for f in pack) >= 4 * PACK_TARGET_BYTES
+
+
+def _packed(files: list[SourceFile], reading: str) -> Unit:
+    return Unit.of(tuple(Extent(file) for file in files), reading)
+
+
+def _is_opened_to_split(file: SourceFile, source: Source) -> bool:
+    described = format_of(file.path, source.format)
+    if described == ("parquet", None):
+        return file.size > OPEN_ABOVE_BYTES
+    return described == ("jsonl", None) and file.size > source.bytes_per_fragment
+
+
+def _split_all(
+    threads: ThreadPoolExecutor, files: list[SourceFile], source: Source, reading: str
+) -> Iterator[Unit]:
+    for extents in threads.map(lambda file: _split(file, source), files):
+        yield from (Unit.of((extent,), reading) for extent in extents)
+
+
+def _split(file: SourceFile, source: Source) -> tuple[Extent, ...]:
+    described = format_of(file.path, source.format)
+    assert described is not None
+    if described[0] == "parquet":
+        return _split_parquet(file, source)
+    return _split_jsonl(file, source)
+
+
+def _split_parquet(file: SourceFile, source: Source) -> tuple[Extent, ...]:
+    try:
+        with open_input(locate(file.path, source.storage_options)) as stream:
+            metadata = pq.ParquetFile(stream).metadata
+            rows_of = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    except READ_FAULTS:
+        return (Extent(file),)  # reading it will say what is wrong, as a rejected row
+    extents, start, rows, first_row = [], 0, 0, 0
+    for group, group_rows in enumerate(rows_of):
+        rows += group_rows
+        if rows >= source.rows_per_fragment and group + 1 < len(rows_of):
+            extents.append(Extent(file, start, group + 1, first_row))
+            start, first_row, rows = group + 1, first_row + rows, 0
+    return (*extents, Extent(file, start, -1, first_row))
+
+
+def _split_jsonl(file: SourceFile, source: Source) -> tuple[Extent, ...]:
+    bounds = list(range(0, file.size, source.bytes_per_fragment))
+    ends = [*bounds[1:], -1]
+    if source.id is not None:
+        return tuple(Extent(file, start, end, -1) for start, end in zip(bounds, ends, strict=True))
+    extents, first_row = [], 0
+    for start, end in zip(bounds, ends, strict=True):
+        extents.append(Extent(file, start, end, first_row))
+        if end >= 0:
+            first_row += _count_lines(file, source, start, end)
+    return tuple(extents)
+
+
+def _count_lines(file: SourceFile, source: Source, start: int, end: int) -> int:
+    with open_input(locate(file.path, source.storage_options)) as stream:
+        return sum(block.count(b"\n") for _, block in line_blocks(stream, start, end))

@@ -1,0 +1,72 @@
+"""Rows of tokens into batches: sorted by length, longest first, each within a budget of padded tokens.
+
+Sorting a fragment (some 16k rows) puts texts of nearly equal length side by side, so that a batch is little padded; the
+longest come first, so that a batch that does not fit in memory is found at once. Nothing here loops over rows.
+
+Shapes: N rows of a call, B rows of a batch, T tokens of its rows, L tokens of its longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of similar length, longest first; none is empty."""
+
+    ids_T: NDArray[np.int64]  # token ids, one row after another
+    lengths_B: NDArray[np.int64]
+
+    def mask(self) -> NDArray[np.bool_]:
+        """mask_BL: where the padded rows have a token."""
+        return np.arange(self.lengths_B.max()) < self.lengths_B[:, None]
+
+    def pad(self, pad_id: int) -> NDArray[np.int64]:
+        """ids_BL: the rows padded on the right."""
+        mask_BL = self.mask()
+        ids_BL = np.full(mask_BL.shape, pad_id, np.int64)
+        ids_BL[mask_BL] = self.ids_T
+        return ids_BL
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How N rows are cut into batches: batch i holds rows `order[cuts[i]:cuts[i + 1]]`."""
+
+    order: NDArray[np.int64]  # the rows that have tokens, longest first
+    cuts: NDArray[np.int64]
+    padding_tokens: int  # what a forward that pads computes for nothing
+
+
+def plan(lengths_N: NDArray[np.int64], budget_tokens: int) -> Plan:
+    """Cut rows into batches of at most `budget_tokens` padded tokens; a longer row is a batch of its own."""
+    order = np.argsort(-lengths_N, kind="stable")
+    order = order[lengths_N[order] > 0]
+    lengths = lengths_N[order]
+    cuts = [0]
+    padded_tokens = 0
+    while cuts[-1] < len(order):
+        longest = int(lengths[cuts[-1]])
+        end = min(len(order), cuts[-1] + max(1, budget_tokens // longest))
+        padded_tokens += longest * (end - cuts[-1])
+        cuts.append(end)
+    return Plan(order, np.array(cuts, np.int64), padded_tokens - int(lengths.sum()))
+
+
+def batches(input_ids: pa.ListArray, plan: Plan) -> Iterator[Batch]:
+    """The batches of a plan, in its order; each is copied when it is asked for."""
+    offsets = input_ids.offsets.to_numpy().astype(np.int64)
+    ids = input_ids.values.to_numpy()
+    starts_N, lengths_N = offsets[:-1], np.diff(offsets)
+    for start, end in zip(plan.cuts[:-1], plan.cuts[1:], strict=True):
+        rows = plan.order[start:end]
+        lengths_B = lengths_N[rows]
+        shifts_B = starts_N[rows] - (np.cumsum(lengths_B) - lengths_B)
+        positions_T = np.repeat(shifts_B, lengths_B) + np.arange(int(lengths_B.sum()))
+        yield Batch(ids[positions_T].astype(np.int64), lengths_B)

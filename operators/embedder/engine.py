@@ -1,0 +1,145 @@
+"""The embedder: token ids in, vectors out, on a CPU or one GPU, the same on both.
+
+    input_ids -> plan (sort by length, cut by budget) -> forward -> cut dims, normalise -> order restored
+
+Nothing waits for the device between batches: results stay on it and are fetched once per call, so a call should hold
+a fragment (some thousand rows). Memory: one batch's activations and N x dim floats.
+
+Shapes: N rows of a call, D the model's width, B and L rows and padded length of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from operators.embedder import batching, checkpoint, selftest
+from operators.embedder.pooling import PaddedForward, PooledForward, finish
+from operators.embedder.recipe import EmbedderSpec, Recipe, verified_folder
+from operators.embedder.tokenizing import Tokenizer
+from operators.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The vectors of a call, row i for input i."""
+
+    values_ND: NDArray[np.float32]  # all zeros where not finite
+    finite_N: NDArray[np.bool_]  # False: the model gave NaN, infinity or a zero vector; reject the row
+    padding_tokens: int
+
+
+class Embedder:
+    """A loaded, self-tested model; raises InputError naming the fault where the checkpoint or recipe is wrong."""
+
+    def __init__(
+        self,
+        spec: EmbedderSpec,
+        batch_tokens: int | None = None,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.spec = spec
+        self.device = _device(device)
+        tokenizer = Tokenizer(spec)
+        model = _load(spec, self.device)
+        _check_shapes(model, spec, tokenizer)
+        self.flops = Flops.of(model)
+        ids = tokenizer(selftest.texts()).input_ids
+        self._forward = _make_forward(model, spec.recipe, self.device, ids)
+        self.batch_tokens = batch_tokens or self._forward.batch_tokens
+        selftest.check(self, ids, tokenizer.end_id)
+
+    @torch.inference_mode()
+    def __call__(self, input_ids: pa.ListArray) -> Vectors:
+        """Vectors of N rows of token ids (list<int32>, no nulls), in their order."""
+        lengths_N = np.diff(input_ids.offsets.to_numpy())
+        plan = batching.plan(lengths_N, self.batch_tokens)
+        pooled = torch.zeros(len(plan.order), self.spec.dim, device=self.device)
+        for start, end, batch in zip(plan.cuts[:-1], plan.cuts[1:], batching.batches(input_ids, plan), strict=True):
+            pooled[start:end] = self._forward(batch)[:, : self.spec.dim]
+        values, finite = finish(pooled, self.spec.recipe.normalize)
+        values_ND = np.zeros((len(input_ids), self.spec.dim), np.float32)
+        finite_N = np.zeros(len(input_ids), np.bool_)
+        values_ND[plan.order] = values.cpu().numpy()
+        finite_N[plan.order] = finite.cpu().numpy()
+        return Vectors(values_ND, finite_N, plan.padding_tokens if self._forward.pads else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """What a forward pass costs, for MFU: multiplications and additions of the model as published, padding excluded."""
+
+    per_token: float  # 2 per parameter, embedding tables excluded
+    per_pair: float  # per pair of tokens of one text that attend to each other: scores and weighted sum, all layers
+
+    @staticmethod
+    def of(model: transformers.PreTrainedModel) -> Flops:
+        """Count a transformers model's."""
+        tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Embedding))
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        config = model.config
+        layers = int(getattr(config, "num_hidden_layers", 0) or getattr(config, "n_layers", 0))
+        heads = int(getattr(config, "num_attention_heads", 0) or getattr(config, "n_heads", 0))
+        width = int(getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)) * heads
+        return Flops(2.0 * (num_parameters - tables), 4.0 * layers * width)
+
+    def total(self, lengths_N: NDArray[np.int64]) -> float:
+        """FLOPs of texts of these lengths; all pairs are counted, as is usual, also where a causal mask skips half."""
+        lengths = lengths_N.astype(np.float64)
+        return float(self.per_token * lengths.sum() + self.per_pair * (lengths**2).sum())
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("embedder.device is cuda, but torch finds no GPU here: set embedder.device=auto or cpu")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def _load(spec: EmbedderSpec, device: torch.device) -> transformers.PreTrainedModel:
+    recipe = spec.recipe
+    folder = verified_folder(spec, weights=True)
+    bidirectional = recipe.attention == "bidirectional"
+    model = checkpoint.load_model(folder, DTYPES[recipe.compute_dtype], bidirectional, recipe.trust_remote_code)
+    model.to(device)
+    return model
+
+
+def _check_shapes(model: transformers.PreTrainedModel, spec: EmbedderSpec, tokenizer: Tokenizer) -> None:
+    table = model.get_input_embeddings()
+    assert isinstance(table, torch.nn.Embedding), f"token embeddings are a table in every text model, not {type(table)}"
+    if tokenizer.max_id >= table.num_embeddings:
+        raise InputError(
+            f"{spec.recipe.checkpoint}: the tokenizer has ids up to {tokenizer.max_id}, "
+            f"but the model has only {table.num_embeddings} token embeddings: they do not belong together"
+        )
+
+
+def _make_forward(
+    model: transformers.PreTrainedModel, recipe: Recipe, device: torch.device, ids: pa.ListArray
+) -> PooledForward:
+    """The fastest forward there is for a model; the only place that chooses."""
+    with torch.inference_mode():
+        causal = selftest.sees_no_later_token(model, ids, device)
+    if causal and recipe.attention == "bidirectional":
+        raise InputError(
+            f"attention: bidirectional has no effect on {recipe.checkpoint} ({model.config.model_type}): "
+            "its tokens still do not see later ones"
+        )
+    if causal and recipe.pooling == "cls":
+        raise InputError(
+            f"pooling: cls gives every text the same vector: the first token of {recipe.checkpoint} sees no other"
+        )
+    return PaddedForward(model, recipe.pooling, device, causal)

@@ -1,0 +1,107 @@
+"""What a checkpoint folder says about how it embeds, as the fields of a recipe.
+
+Two layouts: sentence-transformers (modules.json and the folders it names, in the forms of versions 2 to 6) and plain
+Hugging Face (config.json alone, which says nothing of pooling, so mean and normalise are assumed, and said).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from operators.embedder.checkpoint import position_limit, read_config, read_json
+from operators.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+POOLING_OF_MODE = {
+    "mean": "mean",
+    "cls": "cls",
+    "lasttoken": "last",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
+ROLE_ALIASES = {"document": ("document", "passage", "corpus"), "query": ("query",)}
+UNBOUNDED_TOKENS = 1_000_000  # tokenizers without a limit say 1e30
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """The fields of the recipe of a checkpoint folder, all but `checkpoint`."""
+    if (folder / "modules.json").is_file():
+        return _sentence_transformers(folder)
+    config = read_config(folder)
+    fields = {"pooling": "mean", "normalize": True, "max_tokens": _max_tokens(folder, config, None)}
+    logger.warning(
+        "%s does not say how it embeds: assuming mean pooling, normalised vectors, %d tokens; write a recipe to differ",
+        folder,
+        fields["max_tokens"],
+    )
+    return fields
+
+
+def _sentence_transformers(folder: Path) -> dict[str, Any]:
+    modules = read_json(folder / "modules.json")
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        other = next((kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")), None)
+        what = f"a {other} module" if other else f"the modules {', '.join(kinds)}"
+        raise InputError(
+            f"{folder} cannot be embedded with: modules.json has {what}, "
+            "and only Transformer, Pooling and then optionally Normalize are supported"
+        )
+    transformer = folder / str(modules[0].get("path", ""))
+    settings = _optional_json(transformer / "sentence_bert_config.json")
+    if settings.get("do_lower_case"):
+        raise InputError(
+            f"{transformer}/sentence_bert_config.json has do_lower_case: true: put a Lowercase normalizer into "
+            "tokenizer.json instead"
+        )
+    prompts = _prompts(folder)
+    return {
+        "pooling": _pooling(folder / str(modules[1]["path"]) / "config.json", prompts),
+        "normalize": kinds[-1] == "Normalize",
+        "max_tokens": _max_tokens(transformer, read_config(transformer), settings.get("max_seq_length")),
+        "prompts": prompts,
+    }
+
+
+def _pooling(path: Path, prompts: dict[str, str]) -> str:
+    config = read_json(path)
+    named = config.get("pooling_mode")
+    modes = [named] if isinstance(named, str) else named
+    if modes is None:
+        modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+    if len(modes) != 1 or modes[0] not in POOLING_OF_MODE:
+        raise InputError(f"{path} asks for pooling {modes}: supported are mean, cls and lasttoken, one at a time")
+    if any(prompts.values()) and config.get("include_prompt") is False:
+        raise InputError(f"{path} has include_prompt: false: prompts that are left out of pooling are not supported")
+    return POOLING_OF_MODE[modes[0]]
+
+
+def _prompts(folder: Path) -> dict[str, str]:
+    config = _optional_json(folder / "config_sentence_transformers.json")
+    named: dict[str, str] = {name: text or "" for name, text in (config.get("prompts") or {}).items()}
+    default = named.get(config.get("default_prompt_name") or "")
+    prompts = dict(named)
+    for role, aliases in ROLE_ALIASES.items():
+        text = next((named[alias] for alias in aliases if alias in named), default)
+        if text is not None:
+            prompts[role] = text
+    return prompts
+
+
+def _max_tokens(folder: Path, config: dict[str, Any], max_seq_length: int | None) -> int:
+    """sentence-transformers' rule: what it was told, or else what the positions and the tokenizer allow."""
+    if max_seq_length:
+        return int(max_seq_length)
+    model_max_length = _optional_json(folder / "tokenizer_config.json").get("model_max_length")
+    limits = [limit for limit in (position_limit(config), model_max_length) if limit and limit < UNBOUNDED_TOKENS]
+    if not limits:
+        raise InputError(f"{folder} sets no maximum length: set embedder.max_tokens, or write a recipe")
+    return int(min(limits))
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return dict(read_json(path)) if path.is_file() else {}

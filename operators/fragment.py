@@ -1,0 +1,197 @@
+"""The records that flow through a job, and how one fragment travels as a single Arrow row.
+
+    SourceFile -> Unit -> Fragment -> FragmentBatch
+
+A *unit* is what one read task opens (some row groups, a byte range, several small files, one compressed stream).
+A *fragment* is what is embedded, retried, written and committed at once: a unit read from its start and cut after
+`rows_per_fragment` rows or `bytes_per_fragment` bytes of text, so most units are exactly one fragment, and a
+compressed file of any size is read once in bounded memory. A fragment's key follows from what it reads alone.
+
+`FragmentBatch` is a fragment with its rows at some stage. Between Ray workers it is one row of an Arrow table, its
+tables inside as Arrow IPC (read back without a copy): whatever Ray does to blocks, a fragment is never split or merged,
+and one whose rows were all rejected still arrives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+REJECTED_SCHEMA = pa.schema(
+    [
+        pa.field("doc_id", pa.string()),  # null where the row never had a readable id
+        pa.field("source_path", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64()),  # 0-based; for JSONL split by bytes, where the line begins (see Extent)
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One object of the source; `version` is its etag, or its mtime where the storage has no etags."""
+
+    path: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A part of one file: row groups [start, end) of Parquet, bytes [start, end) of JSONL; end -1 is the whole file.
+
+    `first_row` is the 0-based row of the file at which the extent begins; -1 where that would cost a pass over the file,
+    and rows are then numbered by the byte at which their line begins.
+    """
+
+    file: SourceFile
+    start: int = 0
+    end: int = -1
+    first_row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one read task opens; `digest` identifies the bytes it reads and how they are cut and interpreted."""
+
+    digest: str
+    extents: tuple[Extent, ...]
+
+    @staticmethod
+    def of(extents: tuple[Extent, ...], reading: str) -> Unit:
+        """Name a unit by its extents and `reading`, a stable text of every option that changes what is read."""
+        digest = hashlib.blake2b(reading.encode(), digest_size=12)
+        for extent in extents:
+            digest.update(json.dumps(dataclasses.astuple(extent)).encode())
+        return Unit(digest.hexdigest(), extents)
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """The `part`-th cut of a unit; `last` is true for its final part, so a unit is whole when parts 0..last are there."""
+
+    unit: Unit
+    part: int
+    last: bool
+
+    @property
+    def key(self) -> str:
+        """The fragment's name in storage: hex digits and a number, safe in any path."""
+        return f"{self.unit.digest}-{self.part:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What happened to one fragment's rows; all counts are of this fragment alone."""
+
+    rows: int = 0  # input rows: embedded + rejected
+    rejected: int = 0
+    chunks: int = 0  # vectors written
+    tokens: int = 0  # tokens the model read, special tokens and prompts included, padding not
+    padding_tokens: int = 0
+    lost_tokens: int = 0  # cut off by truncation; an estimate for documents cut before tokenizing
+    truncated: int = 0  # chunks that were cut
+    deaths: int = 0  # worker processes that died on this fragment
+    seconds: dict[str, float] = field(default_factory=dict)  # stage -> busy seconds
+    lengths: tuple[int, ...] = ()  # histogram of chunk lengths: count per LENGTH_EDGES bin
+
+
+# Upper edges (inclusive) of the bins of the token-length histogram; a last bin holds what is longer.
+LENGTH_EDGES = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192, 32768)
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentBatch:
+    """A fragment with its good rows (`table`, whose columns depend on the stage) and its rejected ones."""
+
+    fragment: Fragment
+    table: pa.Table
+    rejected: pa.Table
+    counts: Counts
+    ids_digest: str = ""  # digest over (path, row, doc_id) of all input rows in order, set by the reader
+    is_written: bool = False  # storage has it already: it passes through untouched, so that a retried reader repeats itself
+
+    def advance(self, table: pa.Table, newly_rejected: list[dict[str, object]], **changes: object) -> FragmentBatch:
+        """The same fragment one stage on: a new table, further rejected rows, changed counts."""
+        more = pa.Table.from_pylist(newly_rejected, schema=REJECTED_SCHEMA)
+        return dataclasses.replace(
+            self,
+            table=table,
+            rejected=pa.concat_tables([self.rejected, more]),
+            counts=dataclasses.replace(self.counts, **changes),  # type: ignore[arg-type]  # names checked by dataclass
+        )
+
+    def spent(self, stage: str, seconds: float) -> FragmentBatch:
+        """The same batch with busy seconds added to one stage."""
+        total = {**self.counts.seconds, stage: self.counts.seconds.get(stage, 0.0) + seconds}
+        return dataclasses.replace(self, counts=dataclasses.replace(self.counts, seconds=total))
+
+
+def to_row(batch: FragmentBatch) -> pa.Table:
+    """Pack a batch into the one-row table that travels between workers."""
+    head = {
+        "fragment": dataclasses.asdict(batch.fragment),
+        "counts": dataclasses.asdict(batch.counts),
+        "ids_digest": batch.ids_digest,
+        "is_written": batch.is_written,
+    }
+    return pa.table(
+        {
+            "key": pa.array([batch.fragment.key]),
+            "head": pa.array([json.dumps(head)]),
+            "table": _ipc_column(batch.table),
+            "rejected": _ipc_column(batch.rejected),
+        }
+    )
+
+
+def from_row(row: pa.Table) -> FragmentBatch:
+    """Unpack `to_row`'s table; the inner tables are views of its buffers."""
+    assert row.num_rows == 1, f"a fragment travels as one row, got {row.num_rows}"
+    head = json.loads(row["head"][0].as_py())
+    counts = head["counts"]
+    return FragmentBatch(
+        fragment=fragment_from_dict(head["fragment"]),
+        table=_open_ipc(row["table"]),
+        rejected=_open_ipc(row["rejected"]),
+        counts=Counts(**{**counts, "lengths": tuple(counts["lengths"])}),
+        ids_digest=head["ids_digest"],
+        is_written=head["is_written"],
+    )
+
+
+def unit_from_dict(unit: dict[str, object]) -> Unit:
+    """Rebuild a unit from `dataclasses.asdict`."""
+    extents = tuple(
+        Extent(SourceFile(**e["file"]), e["start"], e["end"], e["first_row"])
+        for e in unit["extents"]  # type: ignore[attr-defined]  # JSON has no static shape
+    )
+    return Unit(str(unit["digest"]), extents)
+
+
+def fragment_from_dict(fragment: dict[str, object]) -> Fragment:
+    """Rebuild a fragment from `dataclasses.asdict`."""
+    unit = unit_from_dict(fragment["unit"])  # type: ignore[arg-type]  # JSON has no static shape
+    return Fragment(unit, int(fragment["part"]), bool(fragment["last"]))  # type: ignore[call-overload]  # as above
+
+
+def _ipc_column(table: pa.Table) -> pa.Array:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    payload = sink.getvalue()
+    offsets = pa.py_buffer(_int64_pair(payload.size))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, payload])
+
+
+def _int64_pair(size: int) -> bytes:
+    return (0).to_bytes(8, "little") + size.to_bytes(8, "little")
+
+
+def _open_ipc(column: pa.ChunkedArray) -> pa.Table:
+    return pa.ipc.open_stream(column.combine_chunks()[0].as_buffer()).read_all()

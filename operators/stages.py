@@ -1,0 +1,174 @@
+"""The steps of the embed pipeline, each on one fragment: rows -> tokens -> vectors.
+
+A step works on rows [start, end) at a time under `run_guarded`, so that rows which kill the process or which the model
+cannot embed are rejected one by one. A document is rejected as a whole: if one of its chunks gets no vector, none of
+them is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from operators.corpus.chunking import Chunking, chunk_rows
+from operators.embedder.engine import Vectors
+from operators.embedder.quantization import to_arrow
+from operators.embedder.tokenizing import Tokenizer
+from operators.fragment import LENGTH_EDGES, FragmentBatch
+from operators.guard import Ledger, run_guarded
+from operators.store.dataset import Identity
+
+# The model may fail on this many single rows of a fragment before the failure counts as the model's own.
+MAX_FAILING_ROWS = 8
+
+
+def tokenize_fragment(batch: FragmentBatch, chunking: Chunking, tokenizer: Tokenizer, ledger: Ledger) -> FragmentBatch:
+    """Chunk and tokenize a fragment's rows: ROWS in, TOKENS out (docs/architecture.md has the columns)."""
+    started = time.perf_counter()
+
+    def work(start: int, end: int) -> tuple[pa.Table, int]:
+        return _tokens_of(batch.table.slice(start, end - start), chunking, tokenizer)
+
+    done = run_guarded(ledger, f"tokenize:{batch.fragment.key}", batch.table.num_rows, work)
+    rejected = _killer_rows(batch.table, done.killers, "tokenizing")
+    tables = [table for _, _, (table, _) in done.pieces] or [_tokens_of(batch.table.slice(0, 0), chunking, tokenizer)[0]]
+    lost_tokens = sum(lost for _, _, (_, lost) in done.pieces)
+    advanced = batch.advance(
+        pa.concat_tables(tables), rejected, lost_tokens=lost_tokens, deaths=batch.counts.deaths + done.deaths
+    )
+    return advanced.spent("tokenize", time.perf_counter() - started)
+
+
+def _tokens_of(rows: pa.Table, chunking: Chunking, tokenizer: Tokenizer) -> tuple[pa.Table, int]:
+    chunks = chunk_rows(rows, chunking, tokenizer).combine_chunks()
+    text = chunks["text"].combine_chunks()
+    text = pa.concat_arrays(text.chunks) if isinstance(text, pa.ChunkedArray) else text
+    tokens = tokenizer(text)
+    fixed = ("doc_id", "source_path", "source_row", "chunk", "char_start", "char_end")
+    columns = {name: chunks[name] for name in fixed}
+    columns["text_hash"] = pa.array([hashlib.blake2b(t.encode(), digest_size=16).digest() for t in text.to_pylist()], pa.binary(16))
+    columns["num_tokens"] = tokens.num_tokens
+    columns["truncated"] = tokens.truncated
+    columns["input_ids"] = tokens.input_ids
+    columns |= {name: chunks[name] for name in chunks.column_names if name not in (*fixed, "text")}
+    return pa.table(columns), tokens.lost_tokens
+
+
+def embed_fragment(
+    batch: FragmentBatch, embedder: Callable[[pa.ListArray], Vectors], identity: Identity, ledger: Ledger
+) -> FragmentBatch:
+    """Embed a fragment's chunks: TOKENS in; out the same columns with `embedding` in place of `input_ids`."""
+    started = time.perf_counter()
+    table = batch.table
+    ids = _one_array(table["input_ids"])
+
+    def work(start: int, end: int) -> list[tuple[int, int, Vectors | str]]:
+        return _embed_rows(embedder, ids, start, end, [MAX_FAILING_ROWS])
+
+    done = run_guarded(ledger, f"embed:{batch.fragment.key}", table.num_rows, work)
+    faults = dict.fromkeys(done.killers, ("kills_worker", "the worker process died while embedding this document"))
+    values = np.zeros((table.num_rows, identity.dim), np.float32)
+    padding_tokens = 0
+    for start, end, result in (piece for _, _, pieces in done.pieces for piece in pieces):
+        if isinstance(result, str):
+            faults[start] = ("embedding_failed", result)
+            continue
+        values[start:end] = result.values_ND
+        padding_tokens += result.padding_tokens
+        for row in np.flatnonzero(~result.finite_N):
+            faults[start + int(row)] = ("non_finite_vector", "the model gave NaN, infinity or a zero vector")
+    table = table.drop_columns(["input_ids"]).append_column("embedding", to_arrow(values, identity.dtype, identity.scale))
+    kept, rejected = _drop_documents(table, faults)
+    num_tokens = kept["num_tokens"].to_numpy()
+    return batch.advance(
+        kept,
+        rejected,
+        chunks=kept.num_rows,
+        tokens=int(num_tokens.sum()),
+        padding_tokens=padding_tokens,
+        truncated=int(pc.sum(kept["truncated"]).as_py() or 0),
+        rejected=batch.counts.rejected + len(rejected),
+        deaths=batch.counts.deaths + done.deaths,
+        lengths=_histogram(num_tokens),
+    ).spent("embed", time.perf_counter() - started)
+
+
+def _embed_rows(
+    embedder: Callable[[pa.ListArray], Vectors], ids: pa.ListArray, start: int, end: int, failures_left: list[int]
+) -> list[tuple[int, int, Vectors | str]]:
+    """Embed rows [start, end); rows on which the model raises are found by halving and come as the error's text."""
+    try:
+        return [(start, end, embedder(ids.slice(start, end - start)))]
+    except (RuntimeError, ValueError, IndexError) as error:  # what torch raises for a row; anything else is a bug
+        if end - start <= 1:
+            failures_left[0] -= 1
+            if failures_left[0] < 0:
+                raise
+            return [(start, end, " ".join(f"{type(error).__name__}: {error}".split())[:300])]
+        middle = (start + end) // 2
+        first = _embed_rows(embedder, ids, start, middle, failures_left)
+        return first + _embed_rows(embedder, ids, middle, end, failures_left)
+
+
+def _drop_documents(
+    table: pa.Table, faults: dict[int, tuple[str, str]]
+) -> tuple[pa.Table, list[dict[str, object]]]:
+    """The table without any chunk of a document that has a faulty one, and one rejected row for each such document."""
+    if not faults:
+        return table, []
+    documents = _document_numbers(table)
+    first_fault = {int(documents[row]): fault for row, fault in sorted(faults.items(), reverse=True)}
+    is_dropped = np.isin(documents, list(first_fault))
+    rejected = []
+    for document, (reason, message) in sorted(first_fault.items()):
+        row = int(np.flatnonzero(documents == document)[0])
+        rejected.append(_rejected_row(table, row, reason, message))
+    return table.filter(pa.array(~is_dropped)), rejected
+
+
+def _document_numbers(table: pa.Table) -> NDArray[np.int64]:
+    """A number per row that chunks of one document share: chunks are in order, so chunk 0 begins a document."""
+    return np.cumsum(table["chunk"].to_numpy() == 0)
+
+
+def _killer_rows(rows: pa.Table, killers: tuple[int, ...], doing: str) -> list[dict[str, object]]:
+    message = f"the worker process died while {doing} this document"
+    return [_rejected_row(rows, row, "kills_worker", message) for row in killers]
+
+
+def _rejected_row(table: pa.Table, row: int, reason: str, message: str) -> dict[str, object]:
+    identity = {name: table[name][row].as_py() for name in ("doc_id", "source_path", "source_row")}
+    return {**identity, "reason": reason, "message": message}
+
+
+def _histogram(num_tokens: NDArray[np.int32]) -> tuple[int, ...]:
+    bins = np.searchsorted(np.array(LENGTH_EDGES), num_tokens, side="left")
+    return tuple(int(count) for count in np.bincount(bins, minlength=len(LENGTH_EDGES) + 1))
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.ListArray:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def unreadable_unit(batch: FragmentBatch, deaths: int) -> FragmentBatch:
+    """A fragment in place of a unit whose reading kills its process each time: one rejected row a file."""
+    rejected = [
+        {
+            "doc_id": None,
+            "source_path": extent.file.path,
+            "source_row": None,
+            "reason": "kills_worker",
+            "message": f"{deaths} processes died while reading this file",
+        }
+        for extent in batch.fragment.unit.extents
+    ]
+    return dataclasses.replace(
+        batch.advance(batch.table, rejected, rows=len(rejected), rejected=len(rejected), deaths=deaths), ids_digest=""
+    )

