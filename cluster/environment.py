@@ -12,10 +12,13 @@ Tokenizers stay on one thread, because Ray runs several of them at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds jobs/, operators/, cluster/ and configs/
 BASE_VARIABLE = "EMBEDFLEET_BASE"
@@ -45,13 +48,20 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in _DEFAULTS.items()}
 
 
-def base_directory() -> Path:
-    """The folder that relative paths of a config are relative to: where the user typed the command.
+def enter_base_directory() -> None:
+    """Go to the folder that relative paths of a config are relative to: where the user typed the command.
 
-    A submitted job runs elsewhere, in a copy of the code that vanishes, so submit sends the folder along. It has to
-    exist on the nodes (a shared file system) for a relative path to be of use there.
+    Nothing to do for a job that was not submitted. A submitted one starts in a copy of the code, which vanishes with
+    the job and what is written there. Its user's folder is of use only on a file system that the nodes share; without
+    it a relative path must not be found by chance, so the job goes to the root, where there is nothing of its own.
     """
-    return Path(os.environ.get(BASE_VARIABLE) or Path.cwd())
+    base = os.environ.get(BASE_VARIABLE)
+    if base is None:
+        return
+    if not Path(base).is_dir():
+        logger.warning("%s is not on this node: relative paths of the config do not work here", base)
+        base = "/"
+    os.chdir(base)
 
 
 def _authenticate(starts_ray: bool) -> None:

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 MIN_LINE_SECONDS = 5.0
@@ -30,7 +31,7 @@ STALL_LINE_SECONDS = 60.0
 WINDOW_SECONDS = 120.0
 # A window keeps this many points even when they are older: with fragments of a minute and few workers, two minutes hold
 # too few to tell a speed.
-MIN_WINDOW_POINTS = 8
+MIN_WINDOW_POINTS = 16
 MAX_HISTORY = 1024
 
 
@@ -205,7 +206,7 @@ class Progress:
         while not self._stop.wait(MIN_LINE_SECONDS):
             self.tick()
 
-    def _render(self) -> Group:
+    def _render(self) -> Table:
         with self._lock:
             facts = self.facts()
             if self._total_bytes is not None and self._now.source_bytes:
@@ -215,7 +216,10 @@ class Progress:
                 total = float(self._total_fragments) if self._total_fragments is not None else 0.0
             seconds = self._clock() - self._start
             bar = ProgressBar(total=total or None, completed=min(done, total), pulse=not total)
-            return Group(bar, Text(f"{_clock_time(seconds)}  {' · '.join(facts)}"))
+            grid = Table.grid(expand=True)
+            grid.add_row(bar)
+            grid.add_row(Text(f"{_clock_time(seconds)}  {' · '.join(facts)}"))
+            return grid
 
 
 def _handlers_writing_to(stream: TextIO) -> list[logging.StreamHandler[TextIO]]:

@@ -22,7 +22,6 @@ from typing import TextIO
 
 import aiohttp
 import requests
-from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
@@ -54,7 +53,8 @@ def open_client(address: str | None) -> JobSubmissionClient:
             + (f"\nit is {address!r} now, which has no http:// or https://" if address else "")
         )
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers its variables to the argument
-    logging.getLogger(SubmissionClient.__module__).setLevel(logging.WARNING)  # else it tells of each upload
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.WARNING)  # else Ray tells of every upload and connection
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:

@@ -52,11 +52,13 @@ def _verify_rows(block: pa.Table, dataset: Location, identity: Identity, config:
     return pa.Table.from_pylist([dataclasses.asdict(problem) for problem in problems], schema=schema)
 
 
-def duplicate_ids(config: EmbedConfig, dataset: Location, snapshot: Snapshot) -> Iterator[Problem]:
+def duplicate_ids(
+    config: EmbedConfig, dataset: Location, identity: Identity, snapshot: Snapshot
+) -> Iterator[Problem]:
     """Document ids that stand in the dataset more than once, unless the config keeps them all."""
     if config.source.duplicates == "keep_all" or config.source.id is None:
         return
-    for doc_id, key in duplicated_in_store(dataset, snapshot.records):
+    for doc_id, key in duplicated_in_store(dataset, snapshot.records, config.source, identity.keep):
         yield Problem(key, f"the document id {doc_id!r} is in the dataset more than once")
 
 

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from cluster.environment import sane_environment
 from cluster.errors import ClusterError
 from operators.errors import GateMissed, InputError
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         if words:
             print(f"there is no job {words[0]!r}", file=sys.stderr)
         return 2 if words else 0
+    sane_environment()  # before any job imports ray
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     job = importlib.import_module(f"jobs.{words[0]}")
     if {"--help", "-h"} & set(arguments):
@@ -168,7 +170,7 @@ def _default(field: Any) -> str:
     if field.default is PydanticUndefined and field.default_factory is None:
         return "required"
     default = field.get_default(call_default_factory=True)
-    return f"default {'null' if default is None else default!r}"
+    return "default null" if default is None else f"default {default!r}"
 
 
 def _type_name(annotation: Any) -> str:

@@ -66,10 +66,10 @@ def _embed_pending(
         ]
         setup = Setup(config, spec, identity, dataset, RemoteLedger())
         done: list[FragmentRecord] = []
-        with log.progress(len(work), session) as show:
+        with log.progress(session) as count:
             for record, counts in embed_units(work, setup):
                 done.append(record)
-                show(counts)
+                count(record, counts)
     backlog = backlog.with_records(done)
     assert not backlog.pending, f"the pipeline ended with {len(backlog.pending)} units unfinished: run again"
     return backlog

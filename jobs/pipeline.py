@@ -289,7 +289,7 @@ def _calibrate_scale(config: EmbedConfig, spec: EmbedderSpec, keep: pa.Schema, u
     embedder = Embedder(spec, device=config.embedder.device, threads=config.compute.cpus_per_worker)
     vectors = []
     for unit in units[::step][:CALIBRATION_UNITS]:
-        rows = read_sample(unit, config.source, keep, CALIBRATION_ROWS_PER_UNIT)
+        rows = read_sample(unit, config.source, keep, CALIBRATION_ROWS_PER_UNIT)[0].table
         if rows.num_rows:
             result = embedder(tokenizer(rows["text"].combine_chunks()).input_ids)
             vectors.append(result.values_ND[result.finite_N])

@@ -44,7 +44,7 @@ def run(config: Config) -> int:
         from jobs.checking import duplicate_ids, embed_again, verify_units
 
         problems += verify_units(config, dataset, identity, backlog.snapshot)
-        problems += duplicate_ids(config, dataset, backlog.snapshot)
+        problems += duplicate_ids(config, dataset, identity, backlog.snapshot)
         sampled, cosine = embed_again(config, spec, dataset, identity, backlog.snapshot)
     if cosine < config.verify.min_cosine:
         problems.append(Problem("(sample)", f"embedded again, {sampled} documents agree only to {cosine:.6f}"))

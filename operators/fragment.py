@@ -53,6 +53,7 @@ class Extent:
     start: int = 0
     end: int = -1
     first_row: int = 0
+    share: float = 1.0  # of the file's bytes, roughly
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,11 @@ class Unit:
 
     digest: str
     extents: tuple[Extent, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of storage that the unit reads, roughly (a file's bytes are spread over its row groups by rows)."""
+        return sum(round(extent.file.size * extent.share) for extent in self.extents)
 
     @staticmethod
     def of(extents: tuple[Extent, ...], reading: str) -> Unit:
@@ -168,7 +174,7 @@ def from_row(row: pa.Table) -> FragmentBatch:
 def unit_from_dict(unit: dict[str, object]) -> Unit:
     """Rebuild a unit from `dataclasses.asdict`."""
     extents = tuple(
-        Extent(SourceFile(**e["file"]), e["start"], e["end"], e["first_row"])
+        Extent(SourceFile(**e["file"]), e["start"], e["end"], e["first_row"], e["share"])
         for e in unit["extents"]  # type: ignore[attr-defined]  # JSON has no static shape
     )
     return Unit(str(unit["digest"]), extents)

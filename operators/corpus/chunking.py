@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from operators.errors import InputError
 
 MIN_CHUNK_TOKENS = 8
-_PIECE_CHARS = 65536
+PIECE_CHARS = 65536
 _HEAD_CHARS = 64  # a first word longer than this is not worth tokenizing twice: the whole chunk is checked instead
 _WORD_NEAR_TOKENS = 8  # how far an overlapping chunk's start moves back to begin with a whole word
 
@@ -305,23 +305,19 @@ class _Document:
 
 def _piece_end(text: str, start: int, last: int) -> int:
     """Where to stop tokenizing: between two words, one space apart where there is such a place, within the limit."""
-    limit = start + _PIECE_CHARS
+    limit = start + PIECE_CHARS
     if limit >= last:
         return last
     for pattern in (_BETWEEN_WORDS, _WORD_END):
-        match = pattern.match(text, start + _PIECE_CHARS // 2, limit)
+        match = pattern.match(text, start + PIECE_CHARS // 2, limit)
         if match:
             return match.end()
     return limit
 
 
 def _fitting_chars(offsets_T2: NDArray[np.int64], max_tokens: int) -> int:
-    """Characters of the longest run of first tokens, at most `max_tokens`, that ends between two characters.
-
-    Where the first character alone has more tokens, its end.
-    """
+    """Characters of a text of too many tokens that may fit: up to the last token end that falls between two characters
+    or, where tokens overlap all along, up to the first token too many; never none."""
     starts_T, ends_T = offsets_T2[:, 0], offsets_T2[:, 1]
-    counts = np.flatnonzero(ends_T[:-1] <= starts_T[1:]) + 1
-    fitting = counts[counts <= max_tokens]
-    count = fitting[-1] if len(fitting) else counts[0] if len(counts) else len(offsets_T2)
-    return int(ends_T[count - 1])
+    clean = np.flatnonzero(ends_T[:max_tokens] <= starts_T[1 : max_tokens + 1])
+    return max(1, int(ends_T[clean[-1]] if len(clean) else starts_T[max_tokens]))

@@ -30,6 +30,16 @@ from operators.storage import Location, locate, open_input
 BLOCK_BYTES = 4 << 20
 BATCH_ROWS = 4096
 
+
+@dataclass(slots=True)
+class Pace:
+    """How much is read at a time, and how far into its files reading is; a sample goes in small steps to be exact."""
+
+    block_bytes: int = BLOCK_BYTES
+    batch_rows: int = BATCH_ROWS
+    step_bytes: int | None = None  # most bytes taken from storage at once; None = as asked for
+    bytes_read: float = 0  # of storage; of Parquet, the file's bytes in proportion to its rows
+
 # What a broken or unreadable file raises: Arrow's errors, a bad gzip or zstd stream, text that is not UTF-8.
 # InputError (access denied, bucket gone) is not among them: that concerns the run, not the file.
 READ_FAULTS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, csv.Error, UnicodeDecodeError)
@@ -54,8 +64,9 @@ class Columns:
         return tuple(dict.fromkeys((*self.text, *((self.id,) if self.id else ()), *self.keep.names)))
 
 
-def read_extent(extent: Extent, source: Source, columns: Columns) -> Iterator[pa.Table]:
+def read_extent(extent: Extent, source: Source, columns: Columns, pace: Pace | None = None) -> Iterator[pa.Table]:
     """Raw rows of one extent; never raises for a broken file, whose loss is a rejected row instead."""
+    pace = pace or Pace()
     described = format_of(extent.file.path, source.format)
     assert described is not None, "the listing leaves out files without a format"
     kind, compression = described
@@ -63,13 +74,13 @@ def read_extent(extent: Extent, source: Source, columns: Columns) -> Iterator[pa
     next_row = max(extent.first_row, 0)
     try:
         if kind == "parquet":
-            tables = _read_parquet(location, extent, columns)
+            tables = _read_parquet(location, extent, columns, pace)
         elif kind == "jsonl":
-            tables = _read_jsonl(location, compression, extent, columns)
+            tables = _read_jsonl(location, compression, extent, columns, pace)
         elif kind == "text":
-            tables = _read_text(location, compression, columns)
+            tables = _read_text(location, compression, columns, pace)
         else:
-            tables = _read_csv(location, compression, columns, tab=kind == "tsv")
+            tables = _read_csv(location, compression, columns, pace, tab=kind == "tsv")
         for table in tables:
             if table.num_rows:
                 next_row = table["source_row"][-1].as_py() + 1
@@ -115,7 +126,7 @@ def _one_line(error: BaseException) -> str:
 # --- Parquet -----------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(location: Location, extent: Extent, columns: Columns) -> Iterator[pa.Table]:
+def _read_parquet(location: Location, extent: Extent, columns: Columns, pace: Pace) -> Iterator[pa.Table]:
     with open_input(location) as stream:
         file = pq.ParquetFile(stream)
         present = [name for name in columns.names if name in file.schema_arrow.names]
@@ -125,10 +136,11 @@ def _read_parquet(location: Location, extent: Extent, columns: Columns) -> Itera
             group_rows = file.metadata.row_group(group).num_rows
             done = 0
             try:
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=present):
+                for batch in file.iter_batches(pace.batch_rows, row_groups=[group], columns=present):
                     numbers = pa.array(np.arange(row + done, row + done + batch.num_rows, dtype=np.int64))
                     yield pa.Table.from_batches([batch]).append_column("source_row", numbers)
                     done += batch.num_rows
+                    pace.bytes_read += extent.file.size * batch.num_rows / file.metadata.num_rows
             except READ_FAULTS as error:
                 _raise_if_about_the_run(error, location)
                 lost = range(row + done, row + group_rows)
@@ -139,12 +151,14 @@ def _read_parquet(location: Location, extent: Extent, columns: Columns) -> Itera
 # --- JSON lines --------------------------------------------------------------------------------------------------
 
 
-def _read_jsonl(location: Location, compression: str | None, extent: Extent, columns: Columns) -> Iterator[pa.Table]:
+def _read_jsonl(
+    location: Location, compression: str | None, extent: Extent, columns: Columns, pace: Pace
+) -> Iterator[pa.Table]:
     row = extent.first_row
     id_type: pa.DataType = pa.string()
     with open_input(location) as raw:
-        stream = decompressed(raw, compression)
-        for offset, block in line_blocks(stream, extent.start, extent.end):
+        stream = decompressed(_Metered(raw, pace), compression)
+        for offset, block in line_blocks(stream, extent.start, extent.end, pace.block_bytes):
             starts = np.concatenate([[0], np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1])
             starts = starts[starts < len(block)]
             numbers = offset + starts if extent.first_row < 0 else np.arange(row, row + len(starts), dtype=np.int64)
@@ -156,7 +170,9 @@ def _read_jsonl(location: Location, compression: str | None, extent: Extent, col
             row += len(starts)
 
 
-def line_blocks(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+def line_blocks(
+    stream: BinaryIO, start: int, end: int, block_bytes: int = BLOCK_BYTES
+) -> Iterator[tuple[int, bytes]]:
     """Blocks of whole lines with their offsets: lines that begin in bytes [start, end), or from start on where end is -1.
 
     `stream` may be unseekable where start is 0.
@@ -166,14 +182,14 @@ def line_blocks(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, b
         # A line that begins before `start` belongs to the extent before; one byte back tells whether one begins there.
         stream.seek(start - 1)
         position = start - 1
-        while (newline := (block := stream.read(BLOCK_BYTES)).find(b"\n")) < 0:
+        while (newline := (block := stream.read(block_bytes)).find(b"\n")) < 0:
             if not block:
                 return
             position += len(block)
         position, rest = position + newline + 1, block[newline + 1 :]
     pieces = [rest]  # of a line longer than a block, joined once
     while end < 0 or position < end:
-        block = stream.read(BLOCK_BYTES)
+        block = stream.read(block_bytes)
         cut = block.rfind(b"\n")
         if block and cut < 0:
             pieces.append(block)
@@ -282,12 +298,14 @@ def _as_text(value: object) -> str:
 # --- CSV, TSV and text files -------------------------------------------------------------------------------------
 
 
-def _read_csv(location: Location, compression: str | None, columns: Columns, tab: bool) -> Iterator[pa.Table]:
+def _read_csv(
+    location: Location, compression: str | None, columns: Columns, pace: Pace, tab: bool
+) -> Iterator[pa.Table]:
     """CSV as RFC 4180; TSV with no quoting, as IANA's text/tab-separated-values says."""
     csv.field_size_limit(sys.maxsize)
     with open_input(location) as raw:
         # Undecodable bytes become lone surrogates, so that one bad row does not cost the file.
-        text = io.TextIOWrapper(decompressed(raw, compression), "utf-8-sig", errors="surrogateescape", newline="")
+        text = io.TextIOWrapper(decompressed(_Metered(raw, pace), compression), "utf-8-sig", errors="surrogateescape", newline="")
         if tab:
             reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
         else:
@@ -297,7 +315,7 @@ def _read_csv(location: Location, compression: str | None, columns: Columns, tab
             return
         positions = {name: header.index(name) for name in columns.names if name in header}
         row = 0
-        while batch := list(itertools.islice(_records(reader), BATCH_ROWS)):
+        while batch := list(itertools.islice(_records(reader), pace.batch_rows)):
             yield _csv_table(batch, row, len(header), positions)
             row += len(batch)
 
@@ -348,10 +366,10 @@ def _is_encodable(value: str) -> bool:
     return True
 
 
-def _read_text(location: Location, compression: str | None, columns: Columns) -> Iterator[pa.Table]:
+def _read_text(location: Location, compression: str | None, columns: Columns, pace: Pace) -> Iterator[pa.Table]:
     """One file is one document; it has the columns `path`, `name` and `text`."""
     with open_input(location) as raw:
-        content = decompressed(raw, compression).read()
+        content = decompressed(_Metered(raw, pace), compression).read()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -361,6 +379,32 @@ def _read_text(location: Location, compression: str | None, columns: Columns) ->
     table = {"source_row": pa.array([0], pa.int64())}
     table |= {name: pa.array([values[name]], pa.string()) for name in columns.names if name in values}
     yield pa.table(table)
+
+
+class _Metered(io.RawIOBase):
+    """A stream that counts into `pace` what is read of it."""
+
+    def __init__(self, raw: BinaryIO, pace: Pace) -> None:
+        self._raw, self._pace = raw, pace
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._raw.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        if size is None or size < 0:
+            block = self._raw.read()
+        else:
+            block = self._raw.read(min(size, self._pace.step_bytes or size))
+        self._pace.bytes_read += len(block)
+        return block
+
+    read1 = read
 
 
 def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:

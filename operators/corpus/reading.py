@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.corpus.formats import Columns, read_extent
+from operators.corpus.formats import Columns, Pace, read_extent
 from operators.corpus.rows import ids_digest, make_rows, reject_positions, split_rejected
 from operators.corpus.source import Source
 from operators.fragment import Counts, Fragment, FragmentBatch, Unit
@@ -35,7 +35,7 @@ def read_fragments(
     rows = read_rows(unit, source, keep)
     if duplicate_positions is not None and len(duplicate_positions):
         rows = _without_duplicates(rows, duplicate_positions)
-    for part, (table, last) in enumerate(_cut(rows, source.rows_per_fragment, source.bytes_per_fragment)):
+    for part, (table, last) in enumerate(_cut(rows, keep, source.rows_per_fragment, source.bytes_per_fragment)):
         if part in skip_parts:
             started = time.perf_counter()
             continue
@@ -46,24 +46,31 @@ def read_fragments(
         started = time.perf_counter()
 
 
-def read_rows(unit: Unit, source: Source, keep: pa.Schema) -> Iterator[pa.Table]:
+def read_rows(unit: Unit, source: Source, keep: pa.Schema, pace: Pace | None = None) -> Iterator[pa.Table]:
     """Every row of the unit in order, good or rejected (see `operators.corpus.rows`), in tables of a few thousand."""
     columns = Columns.of(source, keep)
     for extent in unit.extents:
-        for raw in read_extent(extent, source, columns):
+        for raw in read_extent(extent, source, columns, pace):
             yield make_rows(raw, extent.file.path, source, keep)
 
 
-def read_sample(unit: Unit, source: Source, keep: pa.Schema, rows: int) -> pa.Table:
-    """The first good rows of a unit, at most `rows`."""
-    tables, wanted = [], rows
-    for table in read_rows(unit, source, keep):
-        good = split_rejected(table)[0].slice(0, wanted)
-        tables.append(good)
-        wanted -= good.num_rows
-        if wanted <= 0:
+def read_sample(unit: Unit, source: Source, keep: pa.Schema, rows: int) -> tuple[FragmentBatch, int]:
+    """The first rows of a unit, `rows` or a few more, and how many bytes of storage they took (all of it at the end)."""
+    pace = Pace(block_bytes=16 << 10, batch_rows=max(1, min(rows, 1024)), step_bytes=4 << 10)
+    tables: list[pa.Table] = []
+    num_rows, is_whole = 0, True
+    for table in read_rows(unit, source, keep, pace):
+        if num_rows >= rows:
+            is_whole = False
             break
-    return pa.concat_tables(tables) if tables else empty_rows(keep)
+        tables.append(table)
+        num_rows += table.num_rows
+        bytes_read = pace.bytes_read
+    table = pa.concat_tables(tables) if tables else _rows_schema(keep).empty_table()
+    good, rejected = split_rejected(table)
+    counts = Counts(rows=table.num_rows, rejected=rejected.num_rows)
+    batch = FragmentBatch(Fragment(unit, 0, is_whole), good, rejected, counts)
+    return batch, unit.size_bytes if is_whole else min(round(bytes_read), unit.size_bytes - 1)
 
 
 def empty_rows(keep: pa.Schema) -> pa.Table:
@@ -80,7 +87,9 @@ def _without_duplicates(rows: Iterator[pa.Table], positions: NDArray[np.int64]) 
         yield reject_positions(table, inside, "duplicate_id", "the id came before; the first one is kept")
 
 
-def _cut(rows: Iterator[pa.Table], max_rows: int, max_bytes: int) -> Iterator[tuple[pa.Table, bool]]:
+def _cut(
+    rows: Iterator[pa.Table], keep: pa.Schema, max_rows: int, max_bytes: int
+) -> Iterator[tuple[pa.Table, bool]]:
     """Fragments of a stream of rows with whether each is the last; an empty stream is one empty fragment."""
     pending: list[pa.Table] = []
     num_rows = num_bytes = 0
@@ -104,11 +113,12 @@ def _cut(rows: Iterator[pa.Table], max_rows: int, max_bytes: int) -> Iterator[tu
     elif pending:
         yield pa.concat_tables(pending), True
     else:
-        yield (schema or _rows_schema()).empty_table(), True
+        yield (schema or _rows_schema(keep)).empty_table(), True
 
 
-def _rows_schema() -> pa.Schema:
-    return pa.schema(list(empty_rows(pa.schema([])).schema) + [("reason", pa.string()), ("message", pa.string())])
+def _rows_schema(keep: pa.Schema) -> pa.Schema:
+    reasons = [pa.field(name, pa.string()) for name in ("reason", "message")]
+    return pa.schema([*list(empty_rows(pa.schema([])).schema), *reasons, *keep])
 
 
 def _fitting_rows(table: pa.Table, rows_left: int, bytes_left: int) -> int:

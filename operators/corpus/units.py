@@ -117,22 +117,28 @@ def _split_parquet(file: SourceFile, source: Source) -> tuple[Extent, ...]:
     for group, group_rows in enumerate(rows_of):
         rows += group_rows
         if rows >= source.rows_per_fragment and group + 1 < len(rows_of):
-            extents.append(Extent(file, start, group + 1, first_row))
+            extents.append(Extent(file, start, group + 1, first_row, rows / max(sum(rows_of), 1)))
             start, first_row, rows = group + 1, first_row + rows, 0
-    return (*extents, Extent(file, start, -1, first_row))
+    return (*extents, Extent(file, start, -1, first_row, rows / max(sum(rows_of), 1)))
 
 
 def _split_jsonl(file: SourceFile, source: Source) -> tuple[Extent, ...]:
     bounds = list(range(0, file.size, source.bytes_per_fragment))
     ends = [*bounds[1:], -1]
     if source.id is not None:
-        return tuple(Extent(file, start, end, -1) for start, end in zip(bounds, ends, strict=True))
+        return tuple(
+            Extent(file, start, end, -1, _share(file, start, end)) for start, end in zip(bounds, ends, strict=True)
+        )
     extents, first_row = [], 0
     for start, end in zip(bounds, ends, strict=True):
-        extents.append(Extent(file, start, end, first_row))
+        extents.append(Extent(file, start, end, first_row, _share(file, start, end)))
         if end >= 0:
             first_row += _count_lines(file, source, start, end)
     return tuple(extents)
+
+
+def _share(file: SourceFile, start: int, end: int) -> float:
+    return ((file.size if end < 0 else end) - start) / file.size
 
 
 def _count_lines(file: SourceFile, source: Source, start: int, end: int) -> int:

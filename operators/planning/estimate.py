@@ -44,7 +44,7 @@ class Hardware(BaseModel):
     speed_error: float = Field(
         default=0.1,
         ge=0,
-        description="95 % error of tokens_per_second as a share, for the error bar of hours and money",
+        description="95 % error of tokens_per_second, a share; widens hours and money",
     )
     workers: int | None = Field(default=None, ge=1, description="embedding workers")
     price_per_hour: float | None = Field(default=None, ge=0, description="USD per hour of one worker")

@@ -30,7 +30,6 @@ MAX_BLOCKS = 20
 # The keys, quotes and id of a JSON line, about. It only says how a unit's bytes spread over its rows, so that one
 # without text has some; the unit's bytes themselves are as listed.
 ROW_OVERHEAD_CHARS = 64
-_NORMAL_QUANTILE = 1.96
 # Student's t at 97.5 %, by degrees of freedom.
 _STUDENT_FREEDOM = (1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 30, 60, 120, math.inf)
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.228, 2.131, 2.086, 2.042, 2.0, 1.98, 1.96)
@@ -80,34 +79,32 @@ def expand(samples: Sequence[UnitSample], draw: UnitDraw) -> Expansion:
     """Estimate the source's totals from the samples, which are in the order of `draw.indices_D`."""
     assert len(samples) == len(draw.indices_D) > 0, "one sample for each drawn unit"
     sizes_D = np.array([sample.size_bytes for sample in samples], dtype=np.float64)
-    units = [_unit_totals(sample) for sample in samples]
-    totals_DV = np.array([totals for totals, _, _ in units])
-    variances_DV = np.array([variances for _, variances, _ in units])
-    blocks_D = np.array([blocks for _, _, blocks in units], dtype=np.float64)
-
-    certain_D = draw.certain_D
-    rest_D = ~certain_D
-    num_rest = int(rest_D.sum())
-    density_DV = totals_DV / sizes_D[:, None]
-    value_V = totals_DV[certain_D].sum(axis=0)
-    parts = [(variances_DV[certain_D].sum(axis=0), _freedom(blocks_D[certain_D]))]
-    if num_rest:
-        value_V = value_V + draw.rest_bytes * density_DV[rest_D].mean(axis=0)
-        # One unit alone says nothing of the others: the certain ones tell how much units differ, else only its blocks.
-        between_DV = density_DV[rest_D] if num_rest > 1 else density_DV
-        within_V = (variances_DV[rest_D] / sizes_D[rest_D, None] ** 2).mean(axis=0)
-        if len(between_DV) > 1:
-            spread_V = between_DV.var(axis=0, ddof=1)
-            factor = draw.rest_bytes**2 / num_rest
-            parts.append((factor * draw.correction * spread_V, float(len(between_DV) - 1)))
-            parts.append((factor * (1 - draw.correction) * within_V, _freedom(blocks_D[rest_D])))
-        else:
-            parts.append((draw.rest_bytes**2 * within_V, _freedom(blocks_D)))
-
     share_D = np.array([sample.share_read for sample in samples])
-    unit_weights_D = np.ones(len(samples))
-    unit_weights_D[rest_D] = draw.rest_bytes / (max(num_rest, 1) * sizes_D[rest_D])
-    return Expansion(_intervals(value_V, parts, samples, is_complete(samples, draw)), unit_weights_D / share_D)
+    units = [_unit_totals(sample) for sample in samples]
+    density_DV = np.array([unit.totals_V for unit in units]) / sizes_D[:, None]
+    spread_DV = np.array([unit.spread_V for unit in units]) / sizes_D[:, None] ** 2
+    freedom_D = np.array([max(unit.num_blocks - 1, 1) for unit in units], dtype=np.float64)
+
+    certain_D, rest_D = draw.certain_D, ~draw.certain_D
+    within_DV = (1 - share_D)[:, None] * spread_DV  # what was read of a unit is known
+    value_V = (density_DV * sizes_D[:, None])[certain_D].sum(axis=0)
+    parts = [((within_DV * sizes_D[:, None] ** 2)[certain_D].sum(axis=0), freedom_D[certain_D].sum())]
+    weights_D = 1 / share_D
+    if rest_D.any():
+        num_rest = int(rest_D.sum())
+        value_V = value_V + draw.rest_bytes * density_DV[rest_D].mean(axis=0)
+        weights_D[rest_D] *= draw.rest_bytes / (num_rest * sizes_D[rest_D])
+        factor = draw.rest_bytes**2 / num_rest
+        # One unit alone does not tell how much units differ. The certain ones do; without any, its rows have to.
+        differing_DV = density_DV[rest_D] if num_rest > 1 else density_DV
+        if len(differing_DV) > 1:
+            between_V = draw.correction * differing_DV.var(axis=0, ddof=1)
+            parts.append((factor * between_V, float(len(differing_DV) - 1)))
+            within_V = (1 - draw.correction) * within_DV[rest_D].mean(axis=0)
+            parts.append((factor * within_V, freedom_D[rest_D].sum()))
+        else:
+            parts.append((factor * spread_DV[0], freedom_D[0]))
+    return Expansion(_intervals(value_V, parts, samples, is_complete(samples, draw)), weights_D)
 
 
 def is_complete(samples: Sequence[UnitSample], draw: UnitDraw) -> bool:
@@ -115,32 +112,34 @@ def is_complete(samples: Sequence[UnitSample], draw: UnitDraw) -> bool:
     return draw.rest_bytes == 0 and all(sample.share_read == 1.0 for sample in samples)
 
 
-def _freedom(blocks_D: Floats) -> float:
-    """Degrees of freedom of variances between the blocks of some units."""
-    return max(float((blocks_D - 1).sum()), 1.0)
+@dataclass(frozen=True, slots=True, eq=False)
+class _UnitTotals:
+    """A unit's estimated totals by variable, and the variance that they have as a sample of endless rows like these."""
+
+    totals_V: Floats
+    spread_V: Floats
+    num_blocks: int
 
 
-def _unit_totals(sample: UnitSample) -> tuple[Floats, Floats, int]:
-    """A unit's estimated totals and their variances, by variable, and the number of blocks that these come from."""
+def _unit_totals(sample: UnitSample) -> _UnitTotals:
     rows_RV = _rows(sample)
     num_rows, share = len(rows_RV), sample.share_read
-    if share == 1.0 or num_rows == 0:
-        return rows_RV.sum(axis=0), np.zeros(len(VARIABLES)), num_rows
-    sizes_R = sample.text_chars_by_row_R + float(ROW_OVERHEAD_CHARS)
-    if num_rows == 1:
-        return rows_RV[0] / share, (rows_RV[0] / share) ** 2, 1  # nothing is known of its spread: an error of 100 %
+    totals_V = rows_RV.sum(axis=0) / share
+    if num_rows < 2:
+        return _UnitTotals(totals_V, totals_V**2, num_rows)  # nothing is known of the spread: an error of 100 %
     num_blocks = min(num_rows, MAX_BLOCKS)
     starts_K = np.arange(num_blocks) * num_rows // num_blocks
     y_KV = np.add.reduceat(rows_RV, starts_K, axis=0)
-    x_K = np.add.reduceat(sizes_R, starts_K)
+    x_K = np.add.reduceat(sample.text_chars_by_row_R + float(ROW_OVERHEAD_CHARS), starts_K)
     mean_x, mean_V = x_K.mean(), y_KV.mean(axis=0)
     theta = (1 - share) / num_blocks
     covariance_V = ((x_K - mean_x)[:, None] * (y_KV - mean_V)).sum(axis=0) / (num_blocks - 1)
     scale_V = mean_x * np.where(mean_V > 0, mean_V, 1.0)
     beale_V = (1 + theta * covariance_V / scale_V) / (1 + theta * x_K.var(ddof=1) / mean_x**2)
-    residuals_KV = y_KV - x_K[:, None] * (mean_V / mean_x)
-    variance_V = (1 - share) * num_blocks / (num_blocks - 1) * (residuals_KV**2).sum(axis=0) / share**2
-    return rows_RV.sum(axis=0) / share * beale_V, variance_V, num_blocks
+    # Divided by one minus its leverage a residual is what leaving its block out would change: the jackknife, which does
+    # not understate the variance of a ratio of few, skewed blocks as the plain residuals do.
+    residuals_KV = (y_KV - x_K[:, None] * (mean_V / mean_x)) / (1 - x_K / x_K.sum())[:, None]
+    return _UnitTotals(totals_V * beale_V, (residuals_KV**2).sum(axis=0) / share**2, num_blocks)
 
 
 def _rows(sample: UnitSample) -> Floats:
@@ -160,10 +159,11 @@ def _intervals(
     intervals = {}
     for i, name in enumerate(VARIABLES):
         freedom = _degrees_of_freedom([(float(variance[i]), df) for variance, df in parts])
+        value, spread = float(value_V[i]), float(variance_V[i])
         if name == "rejected" and not complete:
-            interval = _share_interval(float(value_V[i]), float(variance_V[i]), float(value_V[0]), float(seen_V[0]))
+            interval = _share_interval(value, spread, freedom, whole=float(value_V[0]), seen=float(seen_V[0]))
         else:
-            interval = _positive_interval(float(value_V[i]), float(variance_V[i]), freedom)
+            interval = _positive_interval(value, spread, freedom)
         # What was seen is there for certain.
         seen = float(seen_V[i])
         intervals[name] = Interval(max(interval.value, seen), max(interval.low, seen), max(interval.high, seen))
@@ -178,16 +178,16 @@ def _positive_interval(value: float, variance: float, freedom: float) -> Interva
     return Interval(value, value / ratio, value * ratio)
 
 
-def _share_interval(value: float, variance: float, whole: float, seen: float) -> Interval:
+def _share_interval(value: float, variance: float, freedom: float, whole: float, seen: float) -> Interval:
     """Wilson's interval of a share, with the sample size that would give this variance; it has width at 0 as well."""
     if whole <= 0:
         return Interval.exactly(value)
     share = min(value / whole, 1.0)
     binomial = share * (1 - share) * whole**2
     size = max(binomial / variance, 1.0) if binomial > 0 and variance > 0 else max(seen, 1.0)
-    z2 = _NORMAL_QUANTILE**2
-    middle = (share + z2 / (2 * size)) / (1 + z2 / size)
-    half = _NORMAL_QUANTILE / (1 + z2 / size) * math.sqrt(share * (1 - share) / size + z2 / (4 * size**2))
+    t = student_quantile(freedom)
+    middle = (share + t**2 / (2 * size)) / (1 + t**2 / size)
+    half = t / (1 + t**2 / size) * math.sqrt(share * (1 - share) / size + t**2 / (4 * size**2))
     low, high = max(middle - half, 0.0), min(middle + half, 1.0)
     return Interval(value, min(low * whole, value), max(high * whole, value))
 
@@ -195,10 +195,10 @@ def _share_interval(value: float, variance: float, whole: float, seen: float) ->
 def _degrees_of_freedom(parts: Sequence[tuple[float, float]]) -> float:
     """Satterthwaite's: of a sum of variances that have their own."""
     total = sum(variance for variance, _ in parts)
-    return total**2 / sum(variance**2 / freedom for variance, freedom in parts) if total > 0 else math.inf
+    return total**2 / sum(variance**2 / freedom for variance, freedom in parts if variance) if total > 0 else math.inf
 
 
 def student_quantile(freedom: float) -> float:
-    """Student's t at 97.5 %, from a table, to 0.5 %."""
+    """Student's t at 97.5 %, interpolated in a table; to 1 % from 3 degrees of freedom on."""
     inverse = [1 / df for df in reversed(_STUDENT_FREEDOM)]
     return float(np.interp(1 / max(freedom, 1.0), inverse, _STUDENT_T[::-1]))

@@ -25,15 +25,16 @@ from operators.fragment import FragmentBatch
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+# Of a small file too: fewer rows tell nothing of the spread within it.
+MIN_ROWS_PER_UNIT = 10
+
 
 class PlanConfig(BaseModel):
     """How much of the source a plan reads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sample_rows: int = Field(
-        default=2000, ge=1, description="rows to read and tokenize, spread evenly over the sampled units"
-    )
+    sample_rows: int = Field(default=2000, ge=1, description="rows to read and tokenize, over all sampled units")
     sample_units: int = Field(
         default=32,
         ge=1,
@@ -43,11 +44,6 @@ class PlanConfig(BaseModel):
     report: str | None = Field(
         default=None, description="report.json of an earlier run of the same model, to take tokens per second from"
     )
-
-    @property
-    def rows_per_unit(self) -> int:
-        """Rows to read of each sampled unit."""
-        return math.ceil(self.sample_rows / self.sample_units)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +56,19 @@ class UnitDraw:
     num_bytes: int
     rest_bytes: int  # bytes of the units that were left to chance
     correction: float  # finite population correction of that part: 1 = a tiny sample, 0 = all of it
+
+    def rows_to_read(self, unit_bytes_U: Ints, sample_rows: int) -> Ints:
+        """Rows to read of each drawn unit (shape D), about `sample_rows` in all.
+
+        A unit that was left to chance stands for one sampling step of bytes, a certain one for its own.
+        """
+        stands_for_D = np.maximum(np.asarray(unit_bytes_U, dtype=np.float64)[self.indices_D], 1.0)
+        num_rest = int((~self.certain_D).sum())
+        if num_rest:
+            stands_for_D[~self.certain_D] = self.rest_bytes / num_rest
+        rows_D = np.ceil(sample_rows * stands_for_D / stands_for_D.sum()).astype(np.int64)
+        enough_D: Ints = np.maximum(rows_D, MIN_ROWS_PER_UNIT)
+        return enough_D
 
 
 @dataclass(frozen=True, slots=True, eq=False)

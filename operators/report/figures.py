@@ -47,10 +47,12 @@ def money(usd: float) -> str:
 
 
 def plus_minus(interval: Interval) -> str:
-    """The error as "exact", "± 2.5 %" or, above a half, as the factor "x/÷ 1.8"."""
+    """The error as "exact", "± 2.5 %" or, above a half, as the factor "x/÷ 1.8"; "none seen" of what may yet be there."""
     if interval.high <= interval.low:
         return "exact"
-    if interval.value <= 0 or interval.error > 0.5:
+    if interval.value <= 0:
+        return "none seen"
+    if interval.error > 0.5:
         return "wide" if interval.low <= 0 else f"x/÷ {(interval.high / interval.low) ** 0.5:.1f}"
     return f"± {percent(interval.error)}"
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +31,7 @@ _EXTENT = pa.struct(
         ("start", pa.int64()),
         ("end", pa.int64()),
         ("first_row", pa.int64()),
+        ("share", pa.float64()),
     ]
 )
 _NUMBERS = ("rows", "chunks", "rejected", "tokens", "padding_tokens", "lost_tokens", "truncated", "bytes")
@@ -156,7 +158,10 @@ def _to_parquet(records: Sequence[FragmentRecord]) -> bytes:
 
 
 def _to_row(record: FragmentRecord) -> dict[str, object]:
-    extents = [{**dataclasses.asdict(e.file), "start": e.start, "end": e.end, "first_row": e.first_row} for e in record.extents]
+    extents = []
+    for extent in record.extents:
+        flat = dataclasses.asdict(extent)
+        extents.append({**flat.pop("file"), **flat})
     return {
         "key": record.key,
         "path": f"data/{record.key}.parquet",
@@ -169,11 +174,11 @@ def _to_row(record: FragmentRecord) -> dict[str, object]:
     }
 
 
-def _from_row(row: dict[str, object]) -> FragmentRecord:
-    sources: list[dict[str, object]] = row["sources"]  # type: ignore[assignment]  # the schema says so
+def _from_row(row: dict[str, Any]) -> FragmentRecord:
+    sources: list[dict[str, Any]] = row["sources"]
     extents = tuple(
-        Extent(SourceFile(str(s["path"]), s["size"], str(s["version"])), s["start"], s["end"], s["first_row"])  # type: ignore[arg-type]
+        Extent(SourceFile(s.pop("path"), s.pop("size"), s.pop("version")), **s)
         for s in sources
     )
-    fragment = Fragment(Unit(str(row["unit"]), extents), int(row["part"]), bool(row["last"]))  # type: ignore[call-overload]
-    return FragmentRecord(fragment=fragment, ids_digest=str(row["ids_digest"]), **{n: row[n] for n in _NUMBERS})  # type: ignore[arg-type]
+    fragment = Fragment(Unit(row["unit"], extents), row["part"], row["last"])
+    return FragmentRecord(fragment=fragment, ids_digest=row["ids_digest"], **{name: row[name] for name in _NUMBERS})

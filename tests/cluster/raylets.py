@@ -1,7 +1,9 @@
 """A Ray cluster of two raylets on one machine, with token authentication and the job server, in a network of its own.
 
 Ray binds to every interface and uses fixed ports, and to end a cluster it kills by name. In own network and process
-namespaces it can meet no other Ray, sees a true loopback, and ends with its first process.
+namespaces it can meet no other Ray, sees a true loopback, and ends with its first process. Each raylet has its own
+temporary folder, as on two machines: in a shared one the second unpacks the code of a job over that of the first, while
+the job imports it.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ _RAY_START = "ray start --num-cpus=2 --object-store-memory=200000000 --disable-u
 _SCRIPT = f"""
 set -e
 ip link set lo up
-{_RAY_START} --head --port=6379 --dashboard-port=8265 --temp-dir="$1" >"$1/head.log" 2>&1
-{_RAY_START} --address={ADDRESS} >"$1/node.log" 2>&1
+mkdir "$1/head" "$1/node"
+{_RAY_START} --head --port=6379 --dashboard-port=8265 --temp-dir="$1/head" >"$1/head.log" 2>&1
+{_RAY_START} --address={ADDRESS} --temp-dir="$1/node" >"$1/node.log" 2>&1
 echo ready
 sleep infinity &
 wait

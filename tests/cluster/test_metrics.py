@@ -38,7 +38,7 @@ def test_metrics_show_on_the_port_that_prometheus_reads(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"PYTHONPATH": str(ROOT), "RAY_metrics_report_interval_ms": "500", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-c", JOB], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", JOB], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
     assert _values(done.stdout) == {

@@ -52,7 +52,7 @@ except ClusterError as error:
 def run_here(cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env = {**clean, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run([sys.executable, "-c", JOB], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", JOB], cwd=cwd, env=env, capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture(scope="module")

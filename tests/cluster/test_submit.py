@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from cluster.environment import ROOT
+from cluster.submit import follow
 from tests.cluster.raylets import DASHBOARD, Raylets
 
 # Stands for our jobs: as them it has a __main__, a config, overrides and an exit code, and uses every node.
@@ -20,19 +24,21 @@ JOB = """
 import os, sys, time
 from pathlib import Path
 import ray
-from cluster.environment import base_directory, sane_environment
+from cluster.environment import enter_base_directory, sane_environment
 sane_environment()
 from cluster.session import connect
 
 print("arguments", *sys.argv[1:3], sys.argv[3:])
 print("config", Path(sys.argv[2]).read_text().strip())
-print("base", base_directory())
+enter_base_directory()
+print("here", os.getcwd())
 print("environment", os.environ.get("GIVEN"), os.environ.get("TAKEN"), os.environ.get("NOT_SENT"))
 with connect() as session:
     print("nodes", session.num_nodes, "cpus", session.num_cpus)
-    remote = ray.remote(lambda: __import__("jobs").__file__ and ray.get_runtime_context().get_node_id())
-    nodes = ray.get([remote.options(scheduling_strategy="SPREAD", num_cpus=2).remote() for _ in range(4)])
-    print("used", len(set(nodes)))
+    remote = ray.remote(lambda: (ray.get_runtime_context().get_node_id(), __import__("jobs").__file__))
+    used = ray.get([remote.options(scheduling_strategy="SPREAD", num_cpus=2).remote() for _ in range(4)])
+    print("used", len(set(node for node, _ in used)))
+    print("code", *set(file for _, file in used))
 print("sleeping")
 time.sleep(float(os.environ.get("SLEEP", 0)))
 sys.exit(int(sys.argv[3].partition("=")[2]))
@@ -63,7 +69,7 @@ def command(*words: object) -> list[str]:
 
 def run_here(checkout: Path, *words: object) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return subprocess.run(command(*words), cwd=checkout, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command(*words), cwd=checkout, env=env, capture_output=True, text=True, timeout=150)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +91,37 @@ def test_cluster_with_a_bad_command_says_what_to_do_and_exits_2(words: list[str]
     assert done.stderr.startswith(advice)
 
 
+class BrokenConnection:
+    """A cluster whose connection is lost twice: once within the log, once when the job has just failed."""
+
+    def __init__(self) -> None:
+        self._logs = [["one\n", "two\n"], ["one\ntw", "o\nthree\n"]]
+        self._states: list[tuple[JobStatus, int | None]] = [
+            (JobStatus.RUNNING, None),
+            (JobStatus.FAILED, 3),
+            (JobStatus.FAILED, 3),
+        ]
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        for text in self._logs.pop(0):
+            yield text
+        raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_info(self, job_id: str) -> JobDetails:
+        status, code = self._states.pop(0)
+        return JobDetails(type=JobType.SUBMISSION, entrypoint="", status=status, driver_exit_code=code)
+
+    def get_job_logs(self, job_id: str) -> str:
+        return "one\ntwo\nthree\nfour\n"
+
+
+def test_submit_that_loses_the_connection_prints_every_line_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.submit._RECONNECT_SECONDS", 0)
+    out = io.StringIO()
+    assert follow(cast(JobSubmissionClient, BrokenConnection()), "job", out) == 3
+    assert out.getvalue() == "one\ntwo\nthree\nfour\n"
+
+
 @pytest.mark.slow
 def test_submit_follows_the_log_and_returns_the_exit_code(raylets: Raylets, checkout: Path, config: Path) -> None:
     words = ["submit", "tiny", config, "code=0", "--env", "GIVEN=a b", "--env", "TAKEN", "b.c=$x; 'y'"]
@@ -94,10 +131,12 @@ def test_submit_follows_the_log_and_returns_the_exit_code(raylets: Raylets, chec
     log = done.stdout
     assert """arguments tiny submitted/my config.yaml ['code=0', "b.c=$x; 'y'"]""" in log
     assert "config text: 'quoted \"ümlaut\"'" in log
-    assert f"base {checkout}" in log
+    assert f"here {checkout}" in log
     assert "environment a b taken-secret None" in log
     assert "nodes 2 cpus 4" in log
     assert "used 2" in log
+    assert "code /" in log
+    assert f"code {checkout}" not in log  # the code that was sent, not what the job finds in the user's folder
     assert done.stderr.startswith("submitted tiny-my config-")
     assert len(done.stderr.splitlines()) == 1
 
@@ -152,7 +191,7 @@ def test_cluster_shows_follows_and_stops_a_job(raylets: Raylets, checkout: Path,
         assert line, "the log ended early"
 
     assert raylets.run(command("stop", sleeping_job, *at), checkout).stdout == f"stopped {sleeping_job}\n"
-    _, err = following.communicate(timeout=60)
+    _, err = following.communicate(timeout=150)
     assert following.returncode == 1
     assert f"job {sleeping_job} stopped" in err
     assert "STOPPED" in raylets.run(command("status", sleeping_job, *at), checkout).stdout
@@ -180,7 +219,7 @@ def test_submit_interrupted_leaves_the_job_or_stops_it(
     while "sleeping" not in (line := submitting.stdout.readline()):
         assert line, "the log ended early"
     raylets.interrupt(submitting)
-    _, err = submitting.communicate(timeout=60)
+    _, err = submitting.communicate(timeout=150)
     assert submitting.returncode == 1
     assert job_id in err
     assert state in raylets.run(command("status", job_id, "--address", DASHBOARD), checkout).stdout

@@ -1,0 +1,39 @@
+# Everything runs in .venv, which the first target makes. Only python3 (>= 3.11), pip and make are needed.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# Where this Python keeps its standard library: real text that every machine has.
+STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+QUICKSTART_SOURCE = source.path='[$(foreach package,asyncio concurrent email http json logging urllib,$(STDLIB)/$(package)/**/*.py$(comma))]'
+comma := ,
+
+.PHONY: quickstart test test-all check bench clean
+
+quickstart: $(INSTALLED)          ## embed the Python standard library's sources with a real model
+	$(BIN)/python -m jobs plan configs/embed/quickstart.yaml $(QUICKSTART_SOURCE)
+	$(BIN)/python -m jobs embed configs/embed/quickstart.yaml $(QUICKSTART_SOURCE)
+	$(BIN)/python -m jobs verify configs/embed/quickstart.yaml $(QUICKSTART_SOURCE)
+
+test: $(INSTALLED) check          ## all checks, then the tests that are quick
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(INSTALLED) check      ## the slow ones too: kills, faults, clusters
+	$(BIN)/python -m pytest -q
+
+check: $(INSTALLED)               ## lint, format, types, import arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)               ## speed, side by side with the peer
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.pipeline
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,quickstart,train,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv out

@@ -1,0 +1,82 @@
+"""plan: what a run will read, make and cost, from a sample of the source, with an error bar; nothing is embedded.
+
+    python -m jobs plan CONFIG.yaml [plan.sample_rows=2000]
+
+Takes the config of `embed`, prints the estimate and leaves it as plan.json and plan.html beside the output, where the
+report of the run puts it against what came out. Hours and money need `hardware`, or `plan.report` of an earlier run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jobs.backlog import find_backlog
+from jobs.config import EmbedConfig as Config
+from jobs.identity import RECIPES, identify
+from jobs.outcome import public_config
+from operators.corpus.listing import list_source
+from operators.corpus.reading import read_sample
+from operators.corpus.units import choose_pack_below
+from operators.embedder.recipe import EmbedderSpec, embedder_spec
+from operators.fragment import Unit
+from operators.guard import AttemptLedger
+from operators.planning.estimate import Estimate, Hardware, Setting, estimate_run
+from operators.planning.sampling import UnitSample, choose_units, sample_of
+from operators.report.page import plan_page
+from operators.report.summary import from_json, with_measured_speed
+from operators.report.text import plan_text
+from operators.storage import locate, read_bytes, write_whole
+from operators.store.dataset import Identity
+
+
+def run(config: Config) -> int:
+    """Sample, estimate, print and store the plan; returns the exit code."""
+    spec = embedder_spec(config.model, config.embedder, RECIPES)
+    dataset = locate(config.output.path, config.output.storage_options)
+    pack_below_bytes, files = choose_pack_below(list_source(config.source), config.source)
+    identity, files = identify(config, spec, dataset, pack_below_bytes, files)
+    backlog = find_backlog(dataset, config, files, identity.pack_below_bytes)
+    plan = _estimate(config, spec, identity, backlog.units, _hardware(config))
+    write_whole(dataset / "plan.json", plan.to_json().encode())
+    write_whole(dataset / "plan.html", plan_page(plan, public_config(config)).encode())
+    print(plan_text(plan, config.output.dtype))
+    if backlog.records:
+        print(f"{len(backlog.units) - len(backlog.pending):,} of {len(backlog.units):,} units are embedded already")
+    return 0
+
+
+def _estimate(
+    config: Config, spec: EmbedderSpec, identity: Identity, units: tuple[Unit, ...], hardware: Hardware | None
+) -> Estimate:
+    draw = choose_units(np.array([unit.size_bytes for unit in units]), config.plan.sample_units, config.plan.seed)
+    samples = _sample(config, spec, identity, [units[index] for index in draw.indices_D])
+    setting = Setting(
+        dim=identity.dim,
+        fragment_rows=config.source.rows_per_fragment,
+        batch_tokens=config.embedder.batch_tokens,
+    )
+    num_files = len({extent.file for unit in units for extent in unit.extents})
+    return estimate_run(samples, draw, setting, num_files, hardware)
+
+
+def _sample(config: Config, spec: EmbedderSpec, identity: Identity, units: list[Unit]) -> list[UnitSample]:
+    """Read, chunk and tokenize the head of each drawn unit."""
+    # Imported here: transformers takes seconds, and a wrong config should be told at once.
+    from operators.embedder.tokenizing import Tokenizer
+    from operators.stages import tokenize_fragment
+
+    tokenizer = Tokenizer(spec)
+    samples = []
+    rows_per_unit = -(-config.plan.sample_rows // len(units))
+    for unit in units:
+        rows, bytes_read = read_sample(unit, config.source, identity.keep, rows_per_unit)
+        tokens = tokenize_fragment(rows, config.chunking, tokenizer, AttemptLedger())
+        samples.append(sample_of(unit.size_bytes, bytes_read, tokens))
+    return samples
+
+
+def _hardware(config: Config) -> Hardware | None:
+    if config.plan.report is None:
+        return config.hardware
+    earlier = from_json(read_bytes(locate(config.plan.report, config.output.storage_options)), config.plan.report)
+    return with_measured_speed(config.hardware, earlier, config.model)

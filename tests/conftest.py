@@ -1,0 +1,32 @@
+"""Fixtures that many tests share: one Ray for the whole session, tiny checkpoints, configs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.environment import sane_environment
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sane_environment()  # before any test imports ray
+
+from tests.checkpoints import tiny_bert  # noqa: E402  # after the environment is set
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT with 32 dimensions that loads in a second."""
+    return tiny_bert(tmp_path_factory.mktemp("checkpoints") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of four logical CPUs that the session's in-process jobs share."""
+    from cluster.session import connect
+
+    with connect(local_cpus=4):
+        yield

@@ -1,0 +1,106 @@
+"""What is wrong with a config or an input is said before anything is written: exit code 2 and a first line that helps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.running import documents, run_job, write_config, write_jsonl
+
+
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: object) -> str:
+    """Run a job that must be refused; returns the first line of its error."""
+    capsys.readouterr()
+    assert run_job(*arguments) == 2
+    assert not list((folder / "vectors").rglob("*.parquet"))
+    return capsys.readouterr().err.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("source.colour=red", "source.colour: unknown key (value 'red'); expected one of: path, format"),
+        ("compute.workers=[3, 1]", "min <= max"),
+        ("output.dtype=float64", "output.dtype"),
+        ("source.path=/nowhere/*.jsonl", "check source.path"),
+        ("source.text=body", "set source.text to a column that exists: 'body'"),
+        ("source.id=key", "set source.id to a column that exists: 'key'"),
+        ("output.keep=[lang]", "set output.keep to a column that exists: 'lang'"),
+        ("output.keep=[embedding]", "take 'embedding' out of output.keep"),
+        ("source.text='{title'", "does not parse"),
+        ("model=nonesuch", "unknown model 'nonesuch'"),
+        ("output.path=nofs://x/y", "check the scheme"),
+        ("chunking={tokens: 10, overlap: 10}", "overlap"),
+    ],
+)
+def test_a_wrong_config_is_refused(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], override: str, expected: str
+) -> None:
+    write_jsonl(tmp_path / "docs.jsonl", documents(3))
+    config = write_config(tmp_path, tiny_model)
+    assert expected in refused(capsys, tmp_path, "embed", config, override)
+
+
+def test_a_text_column_of_numbers_is_refused(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "docs.jsonl", [{"id": 1, "text": 2}])
+    assert "set source.text to a column of strings" in refused(capsys, tmp_path, "embed", write_config(tmp_path, tiny_model))
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    config = write_config(tmp_path, tiny_model, source={"path": str(tmp_path / "empty")})
+    assert "check source.path" in refused(capsys, tmp_path, "embed", config)
+
+
+def test_files_of_no_known_format_are_refused(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpus.xyz").write_text("x")
+    config = write_config(tmp_path, tiny_model, source={"path": str(tmp_path / "corpus.xyz")})
+    assert "set source.format" in refused(capsys, tmp_path, "embed", config)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_output_of_another_model_is_refused(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "docs.jsonl", documents(3))
+    config = write_config(tmp_path, tiny_model)
+    assert run_job("embed", config) == 0
+    capsys.readouterr()
+    assert run_job("embed", config, "embedder.max_tokens=32") == 2
+    assert "choose another output.path" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_duplicate_ids_stop_the_job_before_anything_is_written(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "docs.jsonl", [*documents(5), {"id": "doc-3", "text": "again"}])
+    message = refused(capsys, tmp_path, "embed", write_config(tmp_path, tiny_model))
+    assert "'doc-3'" in message
+    assert "source.duplicates" in message
+
+
+def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_job("embed", "--help") == 0
+    text = capsys.readouterr().out
+    for key in ("source.path", "embedder.dims", "chunking.overlap", "output.dtype", "compute.workers"):
+        assert key in text
+    assert run_job() == 0
+    assert "vacuum" in capsys.readouterr().out
+
+
+def test_plan_reads_a_sample_and_embeds_nothing(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "docs.jsonl", documents(400))
+    hardware = {"name": "test", "tokens_per_second": 1000, "workers": 2, "price_per_hour": 3.6}
+    config = write_config(tmp_path, tiny_model, hardware=hardware)
+    assert run_job("plan", config) == 0
+    plan = json.loads((tmp_path / "vectors" / "plan.json").read_text())
+    assert plan["documents"]["value"] == 400
+    assert "tokens" in capsys.readouterr().out
+    assert not (tmp_path / "vectors" / "data").exists()
