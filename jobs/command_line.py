@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from cluster.environment import sane_environment
+from cluster.environment import enter_base_directory, sane_environment
 from cluster.errors import ClusterError
 from operators.errors import GateMissed, InputError
 
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2 if words else 0
     sane_environment()  # before any job imports ray
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of categorical units at INFO
     job = importlib.import_module(f"jobs.{words[0]}")
     if {"--help", "-h"} & set(arguments):
         print(help_text(words[0], job))
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(job: ModuleType, config_file: str, overrides: Sequence[str], debug: bool) -> int:
     try:
         config = load_config(job.Config, Path(config_file), overrides)
+        enter_base_directory()
         code: int = job.run(config)
         return code
     except InputError as error:

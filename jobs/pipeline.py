@@ -117,28 +117,34 @@ def embed_units(work: Iterable[Work], setup: Setup) -> Iterator[tuple[FragmentRe
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []  # their advice on memory= comes every 30 s
     compute = setup.config.compute
+    pool = _pool(compute)
+    # So few CPUs a task would let Ray start dozens of processes on each node; a GPU eats what two tokenizers make.
+    tasks = ray.data.TaskPoolStrategy(size=2 * pool.max_size if compute.gpus_per_worker else pool.max_size)
+    few = ray.data.TaskPoolStrategy(size=max(1, tasks.size // 2))
     units = ray.data.from_arrow([_work_to_row(item) for item in work])
     read = functools.partial(_read, setup=setup)
     tokenize = functools.partial(_tokenize, setup=setup)
     write = functools.partial(_write, setup=setup)
     stages = (
-        units.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=READ_CPUS)
-        .map_batches(tokenize, batch_size=1, batch_format="pyarrow", num_cpus=TOKENIZE_CPUS)
+        units.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=READ_CPUS, compute=few)
+        .map_batches(tokenize, batch_size=1, batch_format="pyarrow", num_cpus=TOKENIZE_CPUS, compute=tasks)
         .map_batches(
             EmbedWorker,
             fn_constructor_args=(setup,),
             batch_size=1,
             batch_format="pyarrow",
-            compute=_pool(compute),
+            compute=pool,
             num_cpus=EMBED_CPU_SHARE * compute.cpus_per_worker,
             num_gpus=compute.gpus_per_worker or None,
             memory=compute.memory_per_worker_bytes,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(compute.cpus_per_worker)}},
         )
-        .map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=WRITE_CPUS)
+        .map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=WRITE_CPUS, compute=few)
     )
+    metrics = embed_metrics("embed")
     for row in stages.iter_rows():
-        yield _record_from_row(row)
+        record, counts = _record_from_row(row)
+        metrics.record(counts)
+        yield record, counts
 
 
 def _pool(compute: Compute) -> ray.data.ActorPoolStrategy:
@@ -224,15 +230,12 @@ class EmbedWorker:
             device=embedder.device,
             threads=setup.config.compute.cpus_per_worker,
         )
-        self._metrics = embed_metrics("embed")
 
     def __call__(self, block: pa.Table) -> pa.Table:
         batch = from_row(block)
         if batch.is_written:
             return block
-        batch = embed_fragment(batch, self._embedder, self._setup.identity, self._setup.ledger)
-        self._metrics.record(batch.counts)
-        return to_row(batch)
+        return to_row(embed_fragment(batch, self._embedder, self._setup.identity, self._setup.ledger))
 
 
 def _write(block: pa.Table, setup: Setup) -> pa.Table:

@@ -8,6 +8,8 @@ report of the run puts it against what came out. Hours and money need `hardware`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jobs.backlog import find_backlog
@@ -48,8 +50,10 @@ def run(config: Config) -> int:
 def _estimate(
     config: Config, spec: EmbedderSpec, identity: Identity, units: tuple[Unit, ...], hardware: Hardware | None
 ) -> Estimate:
-    draw = choose_units(np.array([unit.size_bytes for unit in units]), config.plan.sample_units, config.plan.seed)
-    samples = _sample(config, spec, identity, [units[index] for index in draw.indices_D])
+    sizes = np.array([unit.size_bytes for unit in units])
+    draw = choose_units(sizes, config.plan.sample_units, config.plan.seed)
+    rows_to_read = draw.rows_to_read(sizes, config.plan.sample_rows)
+    samples = _sample(config, spec, identity, [units[index] for index in draw.indices_D], rows_to_read)
     setting = Setting(
         dim=identity.dim,
         fragment_rows=config.source.rows_per_fragment,
@@ -59,7 +63,9 @@ def _estimate(
     return estimate_run(samples, draw, setting, num_files, hardware)
 
 
-def _sample(config: Config, spec: EmbedderSpec, identity: Identity, units: list[Unit]) -> list[UnitSample]:
+def _sample(
+    config: Config, spec: EmbedderSpec, identity: Identity, units: list[Unit], rows_to_read: Sequence[int]
+) -> list[UnitSample]:
     """Read, chunk and tokenize the head of each drawn unit."""
     # Imported here: transformers takes seconds, and a wrong config should be told at once.
     from operators.embedder.tokenizing import Tokenizer
@@ -67,9 +73,8 @@ def _sample(config: Config, spec: EmbedderSpec, identity: Identity, units: list[
 
     tokenizer = Tokenizer(spec)
     samples = []
-    rows_per_unit = -(-config.plan.sample_rows // len(units))
-    for unit in units:
-        rows, bytes_read = read_sample(unit, config.source, identity.keep, rows_per_unit)
+    for unit, wanted in zip(units, rows_to_read, strict=True):
+        rows, bytes_read = read_sample(unit, config.source, identity.keep, int(wanted))
         tokens = tokenize_fragment(rows, config.chunking, tokenizer, AttemptLedger())
         samples.append(sample_of(unit.size_bytes, bytes_read, tokens))
     return samples

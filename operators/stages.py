@@ -48,8 +48,7 @@ def tokenize_fragment(batch: FragmentBatch, chunking: Chunking, tokenizer: Token
 
 def _tokens_of(rows: pa.Table, chunking: Chunking, tokenizer: Tokenizer) -> tuple[pa.Table, int]:
     chunks = chunk_rows(rows, chunking, tokenizer).combine_chunks()
-    text = chunks["text"].combine_chunks()
-    text = pa.concat_arrays(text.chunks) if isinstance(text, pa.ChunkedArray) else text
+    text = _one_array(chunks["text"])
     tokens = tokenizer(text)
     fixed = ("doc_id", "source_path", "source_row", "chunk", "char_start", "char_end")
     columns = {name: chunks[name] for name in fixed}
@@ -153,8 +152,9 @@ def _histogram(num_tokens: NDArray[np.int32]) -> tuple[int, ...]:
     return tuple(int(count) for count in np.bincount(bins, minlength=len(LENGTH_EDGES) + 1))
 
 
-def _one_array(column: pa.ChunkedArray) -> pa.ListArray:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 
 
 def unreadable_unit(batch: FragmentBatch, deaths: int) -> FragmentBatch:

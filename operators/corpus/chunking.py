@@ -207,9 +207,7 @@ class _Document:
             lowest = max(ideal - min(near, _WORD_NEAR_TOKENS), begin + 1)
             position = self._boundary(int(self._starts_T[lowest]), int(self._starts_T[ideal]), (_WORD_END,))
         if position is None:
-            while ideal < stop and self._ends_T[ideal - 1] > self._starts_T[ideal]:
-                ideal += 1
-            position = int(self._starts_T[ideal]) if ideal < stop else end
+            position = int(self._starts_T[ideal])
         position = self.skip_spaces(position)
         return position if start < position < after else after
 
@@ -232,7 +230,6 @@ class _Document:
             k = begin + 1
             while k < len(self._starts_T) and self._ends_T[k - 1] > self._starts_T[k]:
                 k += 1
-            uncounted = None
         return int(self._ends_T[k - 1]), uncounted
 
     def _uncounted(self, start: int) -> int | None:
@@ -252,14 +249,15 @@ class _Document:
         """Whether [start, end) tokenized alone is known to have no more than `max_tokens` tokens."""
         if any(start < seam < end for seam in self._seams):
             return False
-        if end == self.last:
-            return True
         stop = int(self._starts_T.searchsorted(end))
-        if self.text[end] not in _PLAIN_SPACES or self._ends_T[stop - 1] > end:
-            return False
-        # ".\n\n" can be one token (Llama 3, Qwen) whose offsets say "."; without the line ends it may be more.
-        marks = _FINAL_MARKS.search(self.text, max(start, end - _HEAD_CHARS), end)
-        return stop - uncounted + len(marks.group().encode()) <= self._max_tokens if marks else True
+        num_tokens = stop - uncounted
+        if end < self.last:
+            if self.text[end] not in _PLAIN_SPACES or self._ends_T[stop - 1] > end:
+                return False
+            # ".\n\n" can be one token (Llama 3, Qwen) whose offsets say "."; without the line ends it may be more.
+            marks = _FINAL_MARKS.search(self.text, max(start, end - _HEAD_CHARS), end)
+            num_tokens += len(marks.group().encode()) if marks else 0
+        return num_tokens <= self._max_tokens
 
     def _best_end(self, covered: int, limit: int) -> int:
         """The best place to end in the second half of (covered, limit]."""

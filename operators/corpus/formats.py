@@ -13,7 +13,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import orjson
@@ -411,4 +411,38 @@ def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
     if compression is None:
         return raw
     # Arrow's stream raises on a truncated end, for gzip and for zstd; it reads members one after the other.
-    return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)  # type: ignore[return-value]  # file-like
+    return cast(BinaryIO, _Salvaging(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)))
+
+
+class _Salvaging(io.RawIOBase):
+    """A decompressed stream that gives all it can before it raises: Arrow's own loses the whole read in which it fails."""
+
+    _PIECE_BYTES = 4096
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream = stream
+        self._fault: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if self._fault is not None:
+            raise self._fault
+        pieces: list[bytes] = []
+        left = size if size is not None and size >= 0 else sys.maxsize
+        while left:
+            try:
+                piece = self._stream.read(min(left, self._PIECE_BYTES))
+            except READ_FAULTS as error:
+                if not pieces:
+                    raise
+                self._fault = error
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)
+
+    read1 = read

@@ -16,6 +16,11 @@ def count(number: float) -> str:
     return _scaled(number, _LARGE) if abs(number) >= 999_999.5 else f"{number:,.0f}"
 
 
+def files(num_files: int) -> str:
+    """1 file, 4,096 files."""
+    return f"{num_files:,} file{'' if num_files == 1 else 's'}"
+
+
 def size(num_bytes: float) -> str:
     """Bytes in powers of 1000: 812 B, 73.4 MB."""
     return _scaled(num_bytes, _BYTES) if abs(num_bytes) >= 999.5 else f"{num_bytes:.0f} B"
@@ -47,7 +52,7 @@ def money(usd: float) -> str:
 
 
 def plus_minus(interval: Interval) -> str:
-    """The error as "exact", "± 2.5 %" or, above a half, as the factor "x/÷ 1.8"; "none seen" of what may yet be there."""
+    """The error as "exact", "± 2.5 %" or, above a half, as the factor "x/÷ 1.8"; "none seen" at zero."""
     if interval.high <= interval.low:
         return "exact"
     if interval.value <= 0:

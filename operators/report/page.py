@@ -14,7 +14,7 @@ from typing import Any
 from operators.planning.estimate import Estimate
 from operators.planning.expansion import Interval
 from operators.report import plots
-from operators.report.figures import count, duration, money, percent, plus_minus, printable, size
+from operators.report.figures import count, duration, files, money, percent, plus_minus, printable, size
 from operators.report.summary import Comparison, RunReport, compare
 from operators.report.text import figure
 
@@ -81,7 +81,7 @@ def plan_page(plan: Estimate, config: Mapping[str, Any]) -> str:
     sampled = f"read {plan.sampled_rows:,} rows of {plan.sampled_units:,} of {plan.num_units:,} units"
     table = _table(("quantity", "estimate", "95 % interval", "error", ""), cells, raw_last=True)
     body = [
-        _head("plan", f"{plan.num_files:,} files, {size(plan.num_bytes)} · {sampled}"),
+        _head("plan", f"{files(plan.num_files)}, {size(plan.num_bytes)} · {sampled}"),
         _cards(cards),
         _notes([*plan.notes, *([cost.message] if cost.message else [])]),
         _section("Estimate", table),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from operators.planning.estimate import Estimate
 from operators.planning.expansion import Interval
-from operators.report.figures import bars, count, duration, money, percent, plus_minus, printable, size
+from operators.report.figures import bars, count, duration, files, money, percent, plus_minus, printable, size
 from operators.report.summary import Comparison, RunReport, compare
 
 MAX_REASONS = 5
@@ -17,7 +17,7 @@ def plan_text(plan: Estimate, dtype: str) -> str:
     read = percent(plan.sampled_bytes / plan.num_bytes) if plan.num_bytes else "100 %"
     units = f"{plan.sampled_units:,} of {plan.num_units:,} units ({read})"
     lines = [
-        f"plan    {plan.num_files:,} files, {size(plan.num_bytes)}; read {plan.sampled_rows:,} rows of {units}",
+        f"plan    {files(plan.num_files)}, {size(plan.num_bytes)}; read {plan.sampled_rows:,} rows of {units}",
         "",
         f"{'':16}{'estimate':>12}   {'95 % interval':^26}  error",
     ]

@@ -21,6 +21,7 @@ from operators.storage import Location, delete, exists, open_input, write_whole
 from operators.store.dataset import Identity
 
 _RECORD_KEY = b"embedfleet.fragment"
+_VECTORS = "embedding.list.element"
 _LEADING_COLUMNS = ("doc_id", "chunk", "text_hash", "num_tokens", "truncated", "embedding")
 _TRAILING_COLUMNS = ("char_start", "char_end", "source_path", "source_row")
 
@@ -136,15 +137,16 @@ def _record(fragment: Fragment, counts: Counts, ids_digest: str, size: int) -> F
 def _parquet(table: pa.Table, metadata: dict[bytes, bytes]) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
-    # Vectors are noise to a compressor (zstd wins 7 % of float32 for a tenth of the writing speed), so they stay plain.
-    vectors = "embedding.list.element"
     names = [column.path for column in _leaf_columns(table.schema)]
-    pq.write_table(
-        table,
-        sink,
-        compression={name: "none" if name == vectors else "zstd" for name in names},
-        use_dictionary=[name for name in names if name not in (vectors, "text_hash", "doc_id")],
-    )
+    # Float vectors are noise to a compressor (zstd wins 7 % of float32 for a tenth of the writing speed), so they stay
+    # plain. Parquet has no integers below 32 bits: int8 and binary need a dictionary to be a byte a component.
+    plain = {"text_hash", "doc_id"}
+    compression = dict.fromkeys(names, "zstd")
+    if "embedding" in table.column_names and pa.types.is_floating(table.schema.field("embedding").type.value_type):
+        plain.add(_VECTORS)
+        compression[_VECTORS] = "none"
+    dictionaries = [name for name in names if name not in plain]
+    pq.write_table(table, sink, compression=compression, use_dictionary=dictionaries)
     return sink.getvalue()
 
 

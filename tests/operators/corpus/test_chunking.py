@@ -254,6 +254,37 @@ def test_a_character_of_too_many_tokens_is_a_chunk_of_its_own() -> None:
     assert [text[start:end] for start, end in spans] == ["fox", ligature, ligature, "dog"]
 
 
+class Matches:
+    """Tokens are the matches of a pattern."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = re.compile(pattern)
+
+    def encode_with_offsets(self, text: str) -> NDArray[np.int64]:
+        return np.array([match.span() for match in self.pattern.finditer(text)], np.int64).reshape(-1, 2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        pytest.param(r"(?<= )\w+|\S", words("word", 40), id="fewer tokens after a blank, as in GPT-2"),
+        pytest.param(r"\w+|[^\w\s]+(?=\n)|\S", words("a", 7) + ")?.\n\n" + words("b", 9), id="line end in a token"),
+        pytest.param(r"\w+\s\w+|\S", words("word", 15) + "\n" + words("word", 9), id="tokens of two words"),
+        pytest.param(r"\w\s\w\s\w|\S", "a " * 21 + "a\n" + "b " * 40, id="tokens of three words"),
+        pytest.param(r"\w{4}(?=\w*z\b)|\w{3}z\b|\S", ("abcd" * 20)[:-1] + "z", id="a word tokenized from its end"),
+        pytest.param(r"\b\w{1,16}\b|\S", "q" * 30, id="long words spelled, cut short by a piece's end"),
+    ],
+)
+def test_a_chunk_fits_where_it_has_more_tokens_alone_than_in_the_document(
+    pattern: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators.corpus.chunking, "PIECE_CHARS", 16 if text[0] == "q" else 65536)
+    tokenizer = Matches(pattern)
+    spans = chunk_spans(text, Chunking(tokens=8), tokenizer)
+    assert not_covered(text, spans) == ""
+    assert max(len(tokenizer.encode_with_offsets(text[start:end])) for start, end in spans) <= 8
+
+
 def rows_of(texts: list[str]) -> pa.Table:
     count = len(texts)
     return pa.table(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from operators.fragment import LENGTH_EDGES
 from operators.planning.expansion import Interval
-from operators.report.figures import bars, count, duration, money, percent, plus_minus, printable, size
+from operators.report.figures import bars, count, duration, files, money, percent, plus_minus, printable, size
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,10 @@ def test_printable_text_has_nothing_that_steers_a_terminal(text: str) -> None:
 
 def test_printable_text_keeps_letters_of_all_scripts() -> None:
     assert printable("Zürich 東京 😀 \x1b[2J\u202e\ud800") == "Zürich 東京 😀 �[2J��"
+
+
+def test_one_file_is_no_files() -> None:
+    assert (files(1), files(4096)) == ("1 file", "4,096 files")
 
 
 def test_size_of_infinity_is_no_error() -> None:
