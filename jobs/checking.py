@@ -52,9 +52,7 @@ def _verify_rows(block: pa.Table, dataset: Location, identity: Identity, config:
     return pa.Table.from_pylist([dataclasses.asdict(problem) for problem in problems], schema=schema)
 
 
-def duplicate_ids(
-    config: EmbedConfig, dataset: Location, identity: Identity, snapshot: Snapshot
-) -> Iterator[Problem]:
+def duplicate_ids(config: EmbedConfig, dataset: Location, identity: Identity, snapshot: Snapshot) -> Iterator[Problem]:
     """Document ids that stand in the dataset more than once, unless the config keeps them all."""
     if config.source.duplicates == "keep_all" or config.source.id is None:
         return
@@ -111,5 +109,3 @@ def _is_one_of(table: pa.Table, sample: list[dict[str, object]]) -> pa.Array:
     wanted = {(row["source_path"], row["source_row"]) for row in sample}
     pairs = zip(table["source_path"].to_pylist(), table["source_row"].to_pylist(), strict=True)
     return pa.array([pair in wanted for pair in pairs], pa.bool_())
-
-

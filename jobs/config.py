@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from operators.corpus.chunking import Chunking
 from operators.corpus.source import Source
 from operators.embedder.recipe import EmbedderConfig
-from operators.planning.sampling import PlanConfig
 from operators.planning.estimate import Hardware
+from operators.planning.sampling import PlanConfig
 
 
 class Output(BaseModel):
@@ -20,7 +20,8 @@ class Output(BaseModel):
 
     path: str = Field(min_length=1, description="folder; local, s3:// or any fsspec URL")
     dtype: Literal["float32", "float16", "int8", "binary"] = Field(
-        default="float32", description="form of the vectors; int8 has one scale for the whole output, binary is packed bits"
+        default="float32",
+        description="form of the vectors; int8 has one scale for the whole output, binary is packed bits",
     )
     keep: tuple[str, ...] = Field(default=(), description="columns of the source to keep beside the vectors")
     storage_options: dict[str, Any] = Field(
@@ -34,12 +35,15 @@ class Compute(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     workers: tuple[int, int] | None = Field(
-        default=None, description="fewest and most embedding workers; null = 1 to as many as the cluster has GPUs (or CPUs)"
+        default=None,
+        description="fewest and most embedding workers; null = 1 to as many as the cluster has GPUs (or CPUs)",
     )
     cpus_per_worker: int = Field(default=1, ge=1, description="CPU threads of an embedding worker")
     gpus_per_worker: float = Field(default=0, ge=0, description="GPUs of an embedding worker; 0 = embed on CPUs")
     memory_per_worker_bytes: int | None = Field(
-        default=None, ge=1, description="bytes of memory that Ray sets aside for an embedding worker; null = not counted"
+        default=None,
+        ge=1,
+        description="bytes of memory that Ray sets aside for an embedding worker; null = not counted",
     )
     local_cpus: int | None = Field(
         default=None, ge=1, description="CPUs of a Ray that this command starts itself; null = all of this machine"

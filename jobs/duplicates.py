@@ -82,7 +82,9 @@ def _later_occurrences(
     if not rows:
         return {}
     hashed = functools.partial(_hash_part, dataset=dataset, source=source, keep=keep)
-    hashes = ray.data.from_arrow(rows).map_batches(hashed, batch_size=1, batch_format="pyarrow", num_cpus=0.5).materialize()
+    hashes = (
+        ray.data.from_arrow(rows).map_batches(hashed, batch_size=1, batch_format="pyarrow", num_cpus=0.5).materialize()
+    )
     num_partitions = max(1, -(-hashes.count() // IDS_PER_PARTITION))
     blocks = hashes.to_arrow_refs()
     find = ray.remote(num_cpus=0.5)(_suspects_in)

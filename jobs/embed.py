@@ -61,9 +61,7 @@ def _embed_pending(
         identity = claim_identity(dataset, identity)
         store_config(config, dataset, identity)
         parts = backlog.parts()
-        work = [
-            Work(unit, parts.get(unit.digest, ()), duplicates.get(unit.digest, ())) for unit in backlog.pending
-        ]
+        work = [Work(unit, parts.get(unit.digest, ()), duplicates.get(unit.digest, ())) for unit in backlog.pending]
         setup = Setup(config, spec, identity, dataset, RemoteLedger())
         done: list[FragmentRecord] = []
         with log.progress(session) as count:

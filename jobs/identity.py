@@ -42,7 +42,9 @@ def identify(
 
 def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_below_bytes: int) -> Identity:
     if config.output.dtype == "binary" and spec.dim % 8:
-        raise InputError(f"set output.dtype to another form: binary packs 8 components a byte, the model has {spec.dim}")
+        raise InputError(
+            f"set output.dtype to another form: binary packs 8 components a byte, the model has {spec.dim}"
+        )
     facts = {"embedder": spec.fingerprint, "chunking": config.chunking.model_dump(), "dtype": config.output.dtype}
     return Identity(
         fingerprint=mapping_digest(facts),

@@ -133,7 +133,8 @@ class RunLog:
             hardware=hardware.name if hardware is not None else platform.machine(),
             workers=workers,
             cost_usd=cost,
-            versions={name: importlib.metadata.version(name) for name in _VERSIONS} | {"python": platform.python_version()},
+            versions={name: importlib.metadata.version(name) for name in _VERSIONS}
+            | {"python": platform.python_version()},
             config=public_config(self._config),
             plan=stored_plan(self._dataset),
         )

@@ -34,6 +34,7 @@ from operators.embedder import quantization
 from operators.embedder.engine import Embedder
 from operators.embedder.recipe import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
+from operators.errors import InputError
 from operators.fragment import (
     REJECTED_SCHEMA,
     Counts,
@@ -44,7 +45,6 @@ from operators.fragment import (
     to_row,
     unit_from_dict,
 )
-from operators.errors import InputError
 from operators.guard import PATIENCE, Attempt, AttemptLedger
 from operators.stages import embed_fragment, tokenize_fragment, unreadable_unit
 from operators.storage import Location, exists

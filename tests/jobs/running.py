@@ -41,7 +41,23 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def documents(num: int, start: int = 0) -> list[dict[str, Any]]:
     """Small documents of different lengths with string ids."""
-    words = "time people year way day man thing world life hand part place case week company".split()
+    words = [
+        "time",
+        "people",
+        "year",
+        "way",
+        "day",
+        "man",
+        "thing",
+        "world",
+        "life",
+        "hand",
+        "part",
+        "place",
+        "case",
+        "week",
+        "company",
+    ]
     return [
         {"id": f"doc-{i}", "text": " ".join(words[(i * 7 + j) % len(words)] for j in range(1 + i % 23))}
         for i in range(start, start + num)
@@ -80,7 +96,9 @@ def rejected_of(folder: Path) -> dict[str | None, str]:
     """Reason by document id (or path#row where there is none) of the latest snapshot's rejected rows."""
     table = _read(folder, "rejected")
     return {
-        row["doc_id"] if row["doc_id"] is not None else f"{Path(row['source_path']).name}#{row['source_row']}": row["reason"]
+        row["doc_id"] if row["doc_id"] is not None else f"{Path(row['source_path']).name}#{row['source_row']}": row[
+            "reason"
+        ]
         for row in table.to_pylist()
     }
 
@@ -88,4 +106,8 @@ def rejected_of(folder: Path) -> dict[str | None, str]:
 def _read(folder: Path, kind: str) -> pa.Table:
     files = [folder / "vectors" / kind / f"{key}.parquet" for key in sorted(snapshot_of(folder).keys)]
     tables = [pq.read_table(file) for file in files if file.exists()]
-    return pa.concat_tables(tables) if tables else pa.table({"doc_id": [], "source_path": [], "source_row": [], "reason": []})
+    return (
+        pa.concat_tables(tables)
+        if tables
+        else pa.table({"doc_id": [], "source_path": [], "source_row": [], "reason": []})
+    )

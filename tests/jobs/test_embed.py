@@ -45,7 +45,9 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, tiny_model: 
     assert run_job("embed", write_config(tmp_path, tiny_model, source={"rows_per_fragment": 17})) == 0
     table = vectors_of(tmp_path)
     texts = {row["id"]: row["text"] for row in rows}
-    expected = SentenceTransformer(str(tiny_model), device="cpu").encode([texts[i] for i in table["doc_id"].to_pylist()])
+    expected = SentenceTransformer(str(tiny_model), device="cpu").encode(
+        [texts[i] for i in table["doc_id"].to_pylist()]
+    )
     ours = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
     assert (np.einsum("nd,nd->n", ours, expected) >= 0.9999).all()
 
@@ -112,7 +114,9 @@ def test_bad_rows_are_rejected_one_by_one_and_nothing_else_is_lost(tmp_path: Pat
         b"[1, 2]",
     ]
     (source / "a.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    whole = gzip.compress(b"".join(json.dumps({"id": f"z{i}", "text": f"text {i}"}).encode() + b"\n" for i in range(5000)))
+    whole = gzip.compress(
+        b"".join(json.dumps({"id": f"z{i}", "text": f"text {i}"}).encode() + b"\n" for i in range(5000))
+    )
     (source / "b.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (source / "c.parquet").write_bytes(b"PAR1 this is no parquet file")
     pq.write_table(pa.table({"id": [100, 101], "text": ["one", "two"]}), source / "d.parquet")

@@ -47,7 +47,9 @@ def test_a_text_column_of_numbers_is_refused(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(tmp_path / "docs.jsonl", [{"id": 1, "text": 2}])
-    assert "set source.text to a column of strings" in refused(capsys, tmp_path, "embed", write_config(tmp_path, tiny_model))
+    assert "set source.text to a column of strings" in refused(
+        capsys, tmp_path, "embed", write_config(tmp_path, tiny_model)
+    )
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +97,9 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert "vacuum" in capsys.readouterr().out
 
 
-def test_plan_reads_a_sample_and_embeds_nothing(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_reads_a_sample_and_embeds_nothing(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_jsonl(tmp_path / "docs.jsonl", documents(400))
     hardware = {"name": "test", "tokens_per_second": 1000, "workers": 2, "price_per_hour": 3.6}
     config = write_config(tmp_path, tiny_model, hardware=hardware)
