@@ -10,9 +10,10 @@ comma := ,
 .PHONY: quickstart test test-all check bench clean
 
 quickstart: $(INSTALLED)          ## embed the Python standard library's sources with a real model
-	$(BIN)/python -m jobs plan configs/embed/quickstart.yaml $(QUICKSTART_SOURCE)
-	$(BIN)/python -m jobs embed configs/embed/quickstart.yaml $(QUICKSTART_SOURCE)
-	$(BIN)/python -m jobs verify configs/embed/quickstart.yaml $(QUICKSTART_SOURCE)
+	@for job in plan embed verify; do \
+	  echo; echo "== python -m jobs $$job configs/embed/quickstart.yaml"; \
+	  $(BIN)/python -m jobs $$job configs/embed/quickstart.yaml $(QUICKSTART_SOURCE) || exit $$?; \
+	done
 
 test: $(INSTALLED) check          ## all checks, then the tests that are quick
 	$(BIN)/python -m pytest -q -m "not slow"

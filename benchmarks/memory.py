@@ -1,7 +1,7 @@
 """Memory of the driver and of the workers while a corpus grows: python -m benchmarks.memory [ROWS ...]
 
-Embeds corpora of short texts with a tiny random model, each in a process of its own, and samples resident memory twice a
-second. The driver holds fragments and never rows, so its peak must not follow the number of rows; a worker's must not
+Embeds corpora of short texts with a tiny random model, each in a process of its own, and samples resident memory twice
+a second. The driver holds fragments and never rows, so its peak must not follow the number of rows; a worker's must not
 follow the number of fragments.
 """
 
@@ -39,7 +39,7 @@ def main(sizes: list[int]) -> None:
 
 def _measure(folder: Path, model: Path, rows: int) -> tuple[float, float, float, float]:
     folder.mkdir()
-    words = np.array("time people year way day man thing world life hand part place case week company".split())
+    words = np.array(["time", "people", "year", "way", "day", "man", "thing", "world", "life", "hand", "part", "place"])
     picks = np.random.default_rng(0).integers(0, len(words), (rows, 4))
     texts = [" ".join(words[row]) for row in picks]
     pq.write_table(pa.table({"id": np.arange(rows), "text": texts}), folder / "docs.parquet", row_group_size=16384)

@@ -166,8 +166,9 @@ def _quiet(verbose: bool) -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(level)
-    # Warns that the progress bars are off, as we asked for.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    # The first warns that the progress bars are off, as we asked for; the second that our own actors use the CPUs.
+    for name in ("ray.data._internal.progress", "ray.data.dataset"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _session(local: bool) -> Session:

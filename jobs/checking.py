@@ -63,7 +63,7 @@ def duplicate_ids(config: EmbedConfig, dataset: Location, identity: Identity, sn
 def embed_again(
     config: EmbedConfig, spec: EmbedderSpec, dataset: Location, identity: Identity, snapshot: Snapshot
 ) -> tuple[int, float]:
-    """Embed a random sample of documents again on one worker; returns how many and the least cosine to what is stored."""
+    """Embed a random sample of documents again on one worker; returns how many, and the least cosine to the stored."""
     candidates = [record for record in snapshot.records if record.chunks]
     if not config.verify.sample_rows or not candidates:
         return 0, 1.0

@@ -1,4 +1,4 @@
-"""`python -m jobs JOB CONFIG.yaml [dotted.key=value ...]`: read and check the config, run the job, answer with an exit code.
+"""`python -m jobs JOB CONFIG.yaml [dotted.key=value ...]`: check the config, run the job, answer with an exit code.
 
 Exit codes: 0 done; 2 the config or an input is wrong and nothing was written; 3 finished but a gate was missed;
 1 anything else. The first line of an error says what to do; the traceback comes only with --debug.
@@ -86,7 +86,7 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
 
 
 def load_config(model: type[Config], path: Path, overrides: Iterable[str]) -> Config:
-    """The checked config of a YAML file with overrides on top; InputError names the key, the value and what was expected."""
+    """The checked config of a YAML file with overrides on top; InputError names key, value and what was expected."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -52,7 +52,8 @@ def _embed_pending(
     with connect(local_cpus=config.compute.local_cpus) as session:
         # Imported here: torch takes seconds, and a run with nothing to do needs none of it.
         from jobs.duplicates import duplicate_positions
-        from jobs.pipeline import RemoteLedger, Setup, Work, calibrate_scale, embed_units
+        from jobs.pipeline import calibrate_scale, embed_units
+        from jobs.workers import RemoteLedger, Setup, Work
 
         duplicates = duplicate_positions(config, dataset, identity, backlog)
         if identity.dtype == "int8" and identity.scale is None:

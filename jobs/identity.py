@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.config import EmbedConfig
+from operators.corpus.chunking import CHUNKER_VERSION
 from operators.corpus.inspect import inspect_source
 from operators.embedder.fingerprint import mapping_digest
 from operators.embedder.recipe import EmbedderSpec
@@ -45,7 +46,11 @@ def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_be
         raise InputError(
             f"set output.dtype to another form: binary packs 8 components a byte, the model has {spec.dim}"
         )
-    facts = {"embedder": spec.fingerprint, "chunking": config.chunking.model_dump(), "dtype": config.output.dtype}
+    facts = {
+        "embedder": spec.fingerprint,
+        "chunking": {"version": CHUNKER_VERSION, **config.chunking.model_dump()},
+        "dtype": config.output.dtype,
+    }
     return Identity(
         fingerprint=mapping_digest(facts),
         model=spec.model,

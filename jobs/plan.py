@@ -16,6 +16,7 @@ from jobs.backlog import find_backlog
 from jobs.config import EmbedConfig as Config
 from jobs.identity import RECIPES, identify
 from jobs.outcome import public_config
+from operators.corpus.chunking import check_fits
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_sample
 from operators.corpus.units import choose_pack_below
@@ -52,12 +53,12 @@ def _estimate(
 ) -> Estimate:
     sizes = np.array([unit.size_bytes for unit in units])
     draw = choose_units(sizes, config.plan.sample_units, config.plan.seed)
-    rows_to_read = draw.rows_to_read(sizes, config.plan.sample_rows)
+    rows_to_read = [int(rows) for rows in draw.rows_to_read(sizes, config.plan.sample_rows)]
     samples = _sample(config, spec, identity, [units[index] for index in draw.indices_D], rows_to_read)
     setting = Setting(
         dim=identity.dim,
         fragment_rows=config.source.rows_per_fragment,
-        batch_tokens=config.embedder.batch_tokens,
+        batch_tokens=config.embedder.batch_tokens or _default_batch_tokens(config),
     )
     num_files = len({extent.file for unit in units for extent in unit.extents})
     return estimate_run(samples, draw, setting, num_files, hardware)
@@ -72,12 +73,20 @@ def _sample(
     from operators.stages import tokenize_fragment
 
     tokenizer = Tokenizer(spec)
+    check_fits(config.chunking, tokenizer.max_text_tokens)
     samples = []
     for unit, wanted in zip(units, rows_to_read, strict=True):
-        rows, bytes_read = read_sample(unit, config.source, identity.keep, int(wanted))
+        rows, bytes_read = read_sample(unit, config.source, identity.keep, wanted)
         tokens = tokenize_fragment(rows, config.chunking, tokenizer, AttemptLedger())
         samples.append(sample_of(unit.size_bytes, bytes_read, tokens))
     return samples
+
+
+def _default_batch_tokens(config: Config) -> int:
+    """What the engine takes where the config says nothing."""
+    from operators.embedder.pooling import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
+
+    return CUDA_BATCH_TOKENS if config.compute.gpus_per_worker else CPU_BATCH_TOKENS
 
 
 def _hardware(config: Config) -> Hardware | None:

@@ -1,4 +1,4 @@
-"""verify: prove from storage alone that every source row is embedded or rejected exactly once, and the vectors are sound.
+"""verify: prove from storage alone that every source row is embedded or rejected exactly once, with sound vectors.
 
     python -m jobs verify CONFIG.yaml [verify.sample_rows=64]
 

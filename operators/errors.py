@@ -1,7 +1,7 @@
 """The errors that a user can do something about; everything else is a bug or a broken machine.
 
-    InputError     the config or an input is wrong: the first line says what to do     exit code 2
-    GateMissed     the work is done, but a promise was missed (too many rejected rows)  exit code 3
+InputError     the config or an input is wrong: the first line says what to do     exit code 2
+GateMissed     the work is done, but a promise was missed (too many rejected rows)  exit code 3
 """
 
 

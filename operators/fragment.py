@@ -45,8 +45,8 @@ class SourceFile:
 class Extent:
     """A part of one file: row groups [start, end) of Parquet, bytes [start, end) of JSONL; end -1 is the whole file.
 
-    `first_row` is the 0-based row of the file at which the extent begins; -1 where that would cost a pass over the file,
-    and rows are then numbered by the byte at which their line begins.
+    `first_row` is the 0-based row of the file at which the extent begins; -1 where that would cost a pass over the
+    file, and rows are then numbered by the byte at which their line begins.
     """
 
     file: SourceFile
@@ -79,7 +79,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """The `part`-th cut of a unit; `last` is true for its final part, so a unit is whole when parts 0..last are there."""
+    """The `part`-th cut of a unit; `last` is true for its final part: a unit is whole when parts 0..last are there."""
 
     unit: Unit
     part: int
@@ -120,7 +120,9 @@ class FragmentBatch:
     rejected: pa.Table
     counts: Counts
     ids_digest: str = ""  # digest over (path, row, doc_id) of all input rows in order, set by the reader
-    is_written: bool = False  # storage has it already: it passes through untouched, so that a retried reader repeats itself
+    is_written: bool = (
+        False  # storage has it already: it passes through untouched, so that a retried reader repeats itself
+    )
 
     def advance(self, table: pa.Table, newly_rejected: list[dict[str, object]], **changes: object) -> FragmentBatch:
         """The same fragment one stage on: a new table, further rejected rows, changed counts."""

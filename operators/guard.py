@@ -66,9 +66,10 @@ class AttemptLedger:
         if entry.at_work is not None:
             entry.deaths += 1
             start, end = entry.at_work
-            if end - start == 1:
+            # Up to PATIENCE all rows were at work: where that is a single row, it is not suspect for it.
+            if end - start == 1 and entry.deaths > PATIENCE:
                 entry.alone[start] += 1
-            if entry.alone[start] >= SINGLE_ROW_DEATHS and end - start == 1:
+            if end - start == 1 and entry.alone[start] >= SINGLE_ROW_DEATHS:
                 entry.killers.append(start)
             elif entry.deaths >= PATIENCE:
                 suspect = (start, end)
@@ -103,9 +104,7 @@ class Guarded(Generic[Result]):
     deaths: int
 
 
-def run_guarded(
-    ledger: Ledger, key: str, num_rows: int, work: Callable[[int, int], Result]
-) -> Guarded[Result]:
+def run_guarded(ledger: Ledger, key: str, num_rows: int, work: Callable[[int, int], Result]) -> Guarded[Result]:
     """Do `work(start, end)` over all rows but the killers: in one piece, or in small ones after deaths.
 
     Raises RuntimeError when too many processes died for single rows to be the cause; exceptions of `work` propagate.

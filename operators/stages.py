@@ -38,7 +38,9 @@ def tokenize_fragment(batch: FragmentBatch, chunking: Chunking, tokenizer: Token
 
     done = run_guarded(ledger, f"tokenize:{batch.fragment.key}", batch.table.num_rows, work)
     rejected = _killer_rows(batch.table, done.killers, "tokenizing")
-    tables = [table for _, _, (table, _) in done.pieces] or [_tokens_of(batch.table.slice(0, 0), chunking, tokenizer)[0]]
+    tables = [table for _, _, (table, _) in done.pieces] or [
+        _tokens_of(batch.table.slice(0, 0), chunking, tokenizer)[0]
+    ]
     lost_tokens = sum(lost for _, _, (_, lost) in done.pieces)
     advanced = batch.advance(
         pa.concat_tables(tables), rejected, lost_tokens=lost_tokens, deaths=batch.counts.deaths + done.deaths
@@ -52,7 +54,9 @@ def _tokens_of(rows: pa.Table, chunking: Chunking, tokenizer: Tokenizer) -> tupl
     tokens = tokenizer(text)
     fixed = ("doc_id", "source_path", "source_row", "chunk", "char_start", "char_end")
     columns = {name: chunks[name] for name in fixed}
-    columns["text_hash"] = pa.array([hashlib.blake2b(t.encode(), digest_size=16).digest() for t in text.to_pylist()], pa.binary(16))
+    columns["text_hash"] = pa.array(
+        [hashlib.blake2b(t.encode(), digest_size=16).digest() for t in text.to_pylist()], pa.binary(16)
+    )
     columns["num_tokens"] = tokens.num_tokens
     columns["truncated"] = tokens.truncated
     columns["input_ids"] = tokens.input_ids
@@ -83,7 +87,9 @@ def embed_fragment(
         padding_tokens += result.padding_tokens
         for row in np.flatnonzero(~result.finite_N):
             faults[start + int(row)] = ("non_finite_vector", "the model gave NaN, infinity or a zero vector")
-    table = table.drop_columns(["input_ids"]).append_column("embedding", to_arrow(values, identity.dtype, identity.scale))
+    table = table.drop_columns(["input_ids"]).append_column(
+        "embedding", to_arrow(values, identity.dtype, identity.scale)
+    )
     kept, rejected = _drop_documents(table, faults)
     num_tokens = kept["num_tokens"].to_numpy()
     return batch.advance(
@@ -116,9 +122,7 @@ def _embed_rows(
         return first + _embed_rows(embedder, ids, middle, end, failures_left)
 
 
-def _drop_documents(
-    table: pa.Table, faults: dict[int, tuple[str, str]]
-) -> tuple[pa.Table, list[dict[str, object]]]:
+def _drop_documents(table: pa.Table, faults: dict[int, tuple[str, str]]) -> tuple[pa.Table, list[dict[str, object]]]:
     """The table without any chunk of a document that has a faulty one, and one rejected row for each such document."""
     if not faults:
         return table, []
@@ -159,7 +163,7 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 def unreadable_unit(batch: FragmentBatch, deaths: int) -> FragmentBatch:
     """A fragment in place of a unit whose reading kills its process each time: one rejected row a file."""
-    rejected = [
+    rejected: list[dict[str, object]] = [
         {
             "doc_id": None,
             "source_path": extent.file.path,

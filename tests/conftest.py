@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from cluster.environment import sane_environment
@@ -15,6 +16,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sane_environment()  # before any test imports ray
 
 from tests.checkpoints import tiny_bert  # noqa: E402  # after the environment is set
+
+
+# A shared machine makes any deadline of an example a matter of luck.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""Look at the head of the source before anything runs: are the named columns there, and what types have the kept ones."""
+"""Look at the head of the source before anything runs: are the named columns there, what types have the kept ones."""
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,8 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from operators.corpus.formats import READ_FAULTS, decompressed
+from operators.corpus.formats import READ_FAULTS
+from operators.corpus.formats.streams import decompressed
 from operators.corpus.source import Source, format_of
 from operators.errors import InputError
 from operators.fragment import SourceFile
@@ -41,10 +43,8 @@ def inspect_source(files: Iterable[SourceFile], source: Source, keep: tuple[str,
     return pa.schema([(name, pa.string()) for name in keep])
 
 
-_OUTPUT_COLUMNS = frozenset(
-    ("doc_id", "chunk", "text_hash", "num_tokens", "truncated", "embedding")
-    + ("char_start", "char_end", "source_path", "source_row", "input_ids")
-)
+_EMBEDDING_COLUMNS = ("doc_id", "chunk", "text_hash", "num_tokens", "truncated", "embedding", "input_ids")
+_OUTPUT_COLUMNS = frozenset((*_EMBEDDING_COLUMNS, "char_start", "char_end", "source_path", "source_row"))
 
 
 def _check(head: pa.Schema, file: SourceFile, source: Source, keep: tuple[str, ...]) -> pa.Schema:
@@ -56,19 +56,23 @@ def _check(head: pa.Schema, file: SourceFile, source: Source, keep: tuple[str, .
                 f"set {key} to a column that exists: {name!r} is not in {file.path}, which has {', '.join(head.names)}"
             )
     for name in source.text_columns:
-        kind = head.field(name).type
+        kind = _plain(head.field(name).type)
         if not (_is_text(kind) or pa.types.is_null(kind)):
             raise InputError(f"set source.text to a column of strings: {name!r} in {file.path} holds {kind}")
     if source.id:
-        kind = head.field(source.id).type
+        kind = _plain(head.field(source.id).type)
         if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
-            raise InputError(f"set source.id to a column of strings or integers: {source.id!r} in {file.path} holds {kind}")
+            raise InputError(
+                f"set source.id to a column of strings or integers: {source.id!r} in {file.path} holds {kind}"
+            )
     return pa.schema([(name, _kept_type(head.field(name).type, file, source)) for name in keep])
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
     return bool(
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
@@ -105,14 +109,16 @@ def _head_schema(file: SourceFile, source: Source) -> pa.Schema | None:
 
 def _jsonl_schema(head: bytes, is_whole: bool) -> pa.Schema | None:
     """The columns of the lines that parse; each column has the type that all of them agree on, else string."""
-    lines = head.split(b"\n")
+    lines = head.removeprefix(codecs.BOM_UTF8).split(b"\n")
     merged: dict[str, pa.DataType] = {}
     for schema in _line_schemas(lines if is_whole or len(lines) == 1 else lines[:-1]):
         for field in schema:
-            before = merged.get(field.name, field.type)
+            # JSON has no dates: Arrow makes a timestamp of every string that looks like one.
+            kind = pa.string() if pa.types.is_timestamp(field.type) else field.type
+            before = merged.get(field.name, kind)
             if pa.types.is_null(before):
-                before = field.type
-            merged[field.name] = before if field.type in (before, pa.null()) else _wider(before, field.type)
+                before = kind
+            merged[field.name] = before if kind in (before, pa.null()) else _wider(before, kind)
     return pa.schema(list(merged.items())) if merged else None
 
 

@@ -55,7 +55,7 @@ def read_rows(unit: Unit, source: Source, keep: pa.Schema, pace: Pace | None = N
 
 
 def read_sample(unit: Unit, source: Source, keep: pa.Schema, rows: int) -> tuple[FragmentBatch, int]:
-    """The first rows of a unit, `rows` or a few more, and how many bytes of storage they took (all of it at the end)."""
+    """The first rows of a unit, `rows` or a few more, and how many bytes of storage they took (at its end all)."""
     pace = Pace(block_bytes=16 << 10, batch_rows=max(1, min(rows, 1024)), step_bytes=4 << 10)
     tables: list[pa.Table] = []
     num_rows, is_whole = 0, True
@@ -87,9 +87,7 @@ def _without_duplicates(rows: Iterator[pa.Table], positions: NDArray[np.int64]) 
         yield reject_positions(table, inside, "duplicate_id", "the id came before; the first one is kept")
 
 
-def _cut(
-    rows: Iterator[pa.Table], keep: pa.Schema, max_rows: int, max_bytes: int
-) -> Iterator[tuple[pa.Table, bool]]:
+def _cut(rows: Iterator[pa.Table], keep: pa.Schema, max_rows: int, max_bytes: int) -> Iterator[tuple[pa.Table, bool]]:
     """Fragments of a stream of rows with whether each is the last; an empty stream is one empty fragment."""
     pending: list[pa.Table] = []
     num_rows = num_bytes = 0
@@ -124,8 +122,9 @@ def _rows_schema(keep: pa.Schema) -> pa.Schema:
 def _fitting_rows(table: pa.Table, rows_left: int, bytes_left: int) -> int:
     """How many rows belong to the fragment being filled: up to the one that reaches either limit, at least one."""
     reached = int(np.searchsorted(np.cumsum(_text_bytes(table)), bytes_left)) + 1
-    return max(1, min(rows_left, reached, table.num_rows))
+    return int(max(1, min(rows_left, reached, table.num_rows)))
 
 
 def _text_bytes(table: pa.Table) -> NDArray[np.int64]:
-    return pc.binary_length(table["text"]).fill_null(0).to_numpy().astype(np.int64)
+    lengths: NDArray[np.int64] = pc.binary_length(table["text"]).fill_null(0).to_numpy().astype(np.int64)
+    return lengths

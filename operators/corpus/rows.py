@@ -96,7 +96,7 @@ class _Reasons:
     def mark(self, mask: NDArray[np.bool_], reason: str, message: str | Sequence[str]) -> None:
         if not mask.any():
             return
-        fresh = mask & np.equal(self.reason, None).astype(bool)
+        fresh = mask & np.fromiter((reason is None for reason in self.reason), bool, len(self.reason))
         self.reason[fresh] = reason
         self.message[fresh] = message if isinstance(message, str) else np.array(message, object)[fresh]
 
@@ -151,10 +151,7 @@ def _texts(raw: pa.Table, source: Source, reasons: _Reasons) -> pa.Array:
             return pa.nulls(raw.num_rows, pa.string())
         parts[name], bad = _valid_strings(column)
         reasons.mark(bad, "invalid_utf8", f"the text in column {name!r} is not valid UTF-8")
-    if template_fields(source.text):
-        text = _fill(parts, source.text)
-    else:
-        text = parts[source.text]
+    text = _fill(parts, source.text) if template_fields(source.text) else parts[source.text]
     null = pc.is_null(text).to_numpy(zero_copy_only=False)
     reasons.mark(null, "null_text", "the text is null or missing")
     blank = pc.equal(pc.utf8_trim_whitespace(text), "").fill_null(False).to_numpy(zero_copy_only=False)
@@ -164,13 +161,13 @@ def _texts(raw: pa.Table, source: Source, reasons: _Reasons) -> pa.Array:
 
 def _fill(parts: dict[str, pa.Array], template: str) -> pa.Array:
     columns = {name: part.to_pylist() for name, part in parts.items()}
-    filled = []
+    filled: list[str | None] = []
     for values in zip(*columns.values(), strict=True):
         # A template's own words do not make a document: all columns null or blank means there is no text.
-        has_text = any(value is not None and value.strip() for value in values)
-        filled.append(
-            fill_template(template, {n: v or "" for n, v in zip(columns, values, strict=True)}) if has_text else ""
-        )
+        if any(value is not None and value.strip() for value in values):
+            filled.append(fill_template(template, {n: v or "" for n, v in zip(columns, values, strict=True)}))
+        else:
+            filled.append(None if all(value is None for value in values) else "")
     return pa.array(filled, pa.string())
 
 

@@ -54,8 +54,8 @@ class Source(BaseModel):
     pack_below_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="files smaller than this share fragments; null = 65536 where the first listing holds 256 files or "
-        "more, else 0 (every file its own fragments), decided once per output",
+        description="files smaller than this share fragments; null = 65536 for files of text and where the first "
+        "listing holds 256 files or more, else 0 (every file its own fragments), decided once per output",
     )
     storage_options: dict[str, Any] = Field(
         default_factory=dict, description="fsspec options of the source (endpoint_url, anon, ...), never stored"

@@ -2,11 +2,11 @@
 
 - A Parquet file above `OPEN_ABOVE_BYTES` is split by row group (its footer is read, many files at a time in threads).
 - An uncompressed JSONL file above `bytes_per_fragment` is split by byte range. Where ids are `path#row` its lines are
-  counted first, since a row number needs the lines before it; an id column saves that pass over the file, and rows are
-  then numbered by the byte at which their line begins.
+  counted first, since a row number needs the lines before it; an id column saves that pass over the file, and rows
+  are then numbered by the byte at which their line begins.
 - CSV, compressed files and smaller files are one unit each.
-- Files below `pack_below_bytes` share units. Who shares with whom follows from the paths, cut at files whose name hashes
-  low, so that a new or changed file moves only its neighbours and not every pack after it.
+- Files below `pack_below_bytes` share units. Who shares with whom follows from the paths, cut at files whose name
+  hashes low, so that a new or changed file moves only its neighbours and not every pack after it.
 
 A file whose units are all committed is never opened again: its units are rebuilt from the snapshot.
 """
@@ -20,12 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 
-from operators.corpus.formats import READ_FAULTS, line_blocks
+from operators.corpus.formats import READ_FAULTS
+from operators.corpus.formats.jsonl import line_blocks
 from operators.corpus.source import Source, format_of
 from operators.fragment import Extent, SourceFile, Unit
 from operators.storage import locate, open_input
 
 OPEN_ABOVE_BYTES = 4 << 20
+PACK_BELOW_BYTES = 64 << 10
 PACK_TARGET_BYTES = 1 << 20
 PACK_MAX_FILES = 4096
 PACK_FROM_FILES = 256
@@ -37,7 +39,10 @@ def choose_pack_below(files: Iterator[SourceFile], source: Source) -> tuple[int,
     if source.pack_below_bytes is not None:
         return source.pack_below_bytes, files
     first = list(itertools.islice(files, PACK_FROM_FILES))
-    return (65536 if len(first) == PACK_FROM_FILES else 0), itertools.chain(first, files)
+    # A file of text is one document, too little for a fragment of its own however few there are.
+    are_texts = bool(first) and all((format_of(file.path, source.format) or ("",))[0] == "text" for file in first)
+    is_packed = are_texts or len(first) == PACK_FROM_FILES
+    return (PACK_BELOW_BYTES if is_packed else 0), itertools.chain(first, files)
 
 
 def plan_units(
@@ -47,7 +52,7 @@ def plan_units(
     pack_below_bytes: int,
     known_units: Mapping[SourceFile, tuple[Unit, ...]],
 ) -> Iterator[Unit]:
-    """The units of the listed files, in order; `known_units` are those of files that the latest snapshot holds whole."""
+    """The units of the listed files, in order; `known_units`: those of files that the latest snapshot holds whole."""
     reading = source.reading(keep)
     pack: list[SourceFile] = []
     to_open: list[SourceFile] = []
@@ -73,7 +78,7 @@ def plan_units(
 
 
 def _ends_pack(file: SourceFile, pack: list[SourceFile]) -> bool:
-    """A pack ends at a file whose path hashes low (on average one in as many as fill the target), or when it is full."""
+    """A pack ends at a file whose path hashes low (on average one in as many as fill the target), or when full."""
     draw = int.from_bytes(hashlib.blake2b(file.path.encode(), digest_size=4).digest(), "big") / 2**32
     if draw < file.size / PACK_TARGET_BYTES:
         return True
@@ -91,9 +96,7 @@ def _is_opened_to_split(file: SourceFile, source: Source) -> bool:
     return described == ("jsonl", None) and file.size > source.bytes_per_fragment
 
 
-def _split_all(
-    threads: ThreadPoolExecutor, files: list[SourceFile], source: Source, reading: str
-) -> Iterator[Unit]:
+def _split_all(threads: ThreadPoolExecutor, files: list[SourceFile], source: Source, reading: str) -> Iterator[Unit]:
     for extents in threads.map(lambda file: _split(file, source), files):
         yield from (Unit.of((extent,), reading) for extent in extents)
 

@@ -19,7 +19,8 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder import batching, checkpoint, selftest
+from operators.embedder import batching, checkpoint, fast_bert, selftest
+from operators.embedder.flops import Flops
 from operators.embedder.pooling import PaddedForward, PooledForward, finish
 from operators.embedder.recipe import EmbedderSpec, Recipe, verified_folder
 from operators.embedder.tokenizing import Tokenizer
@@ -76,30 +77,6 @@ class Embedder:
         return Vectors(values_ND, finite_N, plan.padding_tokens if self._forward.pads else 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Flops:
-    """What a forward pass costs, for MFU: multiplications and additions of the model as published, padding excluded."""
-
-    per_token: float  # 2 per parameter, embedding tables excluded
-    per_pair: float  # per pair of tokens of one text that attend to each other: scores and weighted sum, all layers
-
-    @staticmethod
-    def of(model: transformers.PreTrainedModel) -> Flops:
-        """Count a transformers model's."""
-        tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Embedding))
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        config = model.config
-        layers = int(getattr(config, "num_hidden_layers", 0) or getattr(config, "n_layers", 0))
-        heads = int(getattr(config, "num_attention_heads", 0) or getattr(config, "n_heads", 0))
-        width = int(getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)) * heads
-        return Flops(2.0 * (num_parameters - tables), 4.0 * layers * width)
-
-    def total(self, lengths_N: NDArray[np.int64]) -> float:
-        """FLOPs of texts of these lengths; all pairs are counted, as is usual, also where a causal mask skips half."""
-        lengths = lengths_N.astype(np.float64)
-        return float(self.per_token * lengths.sum() + self.per_pair * (lengths**2).sum())
-
-
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("embedder.device is cuda, but torch finds no GPU here: set embedder.device=auto or cpu")
@@ -112,7 +89,10 @@ def _load(spec: EmbedderSpec, device: torch.device) -> transformers.PreTrainedMo
     recipe = spec.recipe
     folder = verified_folder(spec, weights=True)
     bidirectional = recipe.attention == "bidirectional"
-    model = checkpoint.load_model(folder, DTYPES[recipe.compute_dtype], bidirectional, recipe.trust_remote_code)
+    dtype = DTYPES[recipe.compute_dtype]
+    if device.type == "cpu" and checkpoint.read_config(folder).get("model_type") in fast_bert.FAMILIES:
+        dtype = torch.float32  # `_make_forward` compares with it before it casts
+    model = checkpoint.load_model(folder, dtype, bidirectional, recipe.trust_remote_code)
     model.to(device)
     return model
 
@@ -142,4 +122,9 @@ def _make_forward(
         raise InputError(
             f"pooling: cls gives every text the same vector: the first token of {recipe.checkpoint} sees no other"
         )
-    return PaddedForward(model, recipe.pooling, device, causal)
+    dtype = DTYPES[recipe.compute_dtype]
+    if device.type == "cpu" and fast_bert.supports(model.config, recipe.pooling):
+        packed = fast_bert.pack(model, recipe.pooling, dtype)
+        if packed is not None:
+            return packed
+    return PaddedForward(model.to(dtype), recipe.pooling, device, causal)

@@ -54,7 +54,7 @@ TOKENS_STEP = 16  # so that few different shapes reach oneDNN, which compiles a 
 MAX_SCORES = 1 << 20  # scores of one run of texts: 2 MB in bfloat16
 MAX_SHORT = 1024  # longest text whose scores are kept whole
 PACKED_FOR_TOKENS = 2048  # the number of tokens that oneDNN lays weights out for; others only run a little slower
-MIN_SUM, MAX_SUM = 1e-30, 1e30  # of exp(scores) of a token: bfloat16 and float32 are exact to their last bit in here
+MIN_SUM, MAX_SUM = 1e-30, 1e34  # of exp(scores): no weight that counts is below 1e-38, no weighted sum above 3e38
 PROBE_LENGTHS = (33, 16, 7, 7, 2, 1)
 MIN_COSINE = {
     torch.float32: 1 - 1e-5,
@@ -96,7 +96,7 @@ class PackedBert:
     """
 
     pads = False
-    batch_tokens = 4096
+    batch_tokens = 2048
 
     def __init__(self, model: Any, pooling: Pooling, dtype: torch.dtype) -> None:
         config = model.config

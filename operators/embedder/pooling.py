@@ -5,13 +5,19 @@ Shapes: B rows, L padded length, D width of a state.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import transformers
 
 from operators.embedder.batching import Batch
-from operators.embedder.recipe import Pooling
+
+if TYPE_CHECKING:
+    from operators.embedder.recipe import Pooling
+
+
+# Padded tokens of a batch: small ones stay in a CPU's cache (measured: benchmarks/RESULTS.md), a GPU wants many.
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2048, 16384
 
 
 class PooledForward(Protocol):
@@ -66,7 +72,7 @@ class PaddedForward:
         pad_id = getattr(model.config, "pad_token_id", None)
         self._pad_id = pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0
         # CPU: 2-4k tokens stay in cache (11.5k, 15k, 14k, 12k tokens/s at 1k, 2k, 4k, 8k on two AVX-512 cores).
-        self.batch_tokens = 16384 if device.type == "cuda" else 2048
+        self.batch_tokens = CUDA_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         ids_BL = self._to_device(torch.from_numpy(batch.pad(self._pad_id)))

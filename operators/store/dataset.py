@@ -1,9 +1,9 @@
 """An embeddings dataset: where its parts lie, and which model it belongs to.
 
-    OUT/dataset.json               the identity: created once, by whichever run comes first; never changed
-    OUT/snapshots/00000001.parquet  one row a fragment (operators.store.snapshots)
-    OUT/data/<key>.parquet          the vectors (operators.store.fragments)
-    OUT/rejected/<key>.parquet      the rows that got no vector, with reasons
+OUT/dataset.json               the identity: created once, by whichever run comes first; never changed
+OUT/snapshots/00000001.parquet  one row a fragment (operators.store.snapshots)
+OUT/data/<key>.parquet          the vectors (operators.store.fragments)
+OUT/rejected/<key>.parquet      the rows that got no vector, with reasons
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from operators.embedder.quantization import OutputDtype
 from operators.errors import InputError
 from operators.storage import Location, create_exclusive, exists, read_bytes
 
@@ -28,7 +29,7 @@ class Identity:
     fingerprint: str  # of everything that determines the vectors
     model: str
     dim: int  # components of a vector, before binary packing
-    dtype: str  # float32 | float16 | int8 | binary
+    dtype: OutputDtype
     normalized: bool
     scale: float | None  # int8 only: vector = code * scale, one scale for the whole dataset
     keep_schema: str  # Arrow schema of the kept columns, base64 of its IPC form
@@ -67,7 +68,8 @@ def read_identity(dataset: Location) -> Identity | None:
         raise InputError(f"choose another output.path: {location.url} is no embeddings dataset ({error})") from error
     if identity.layout != LAYOUT_VERSION:
         raise InputError(
-            f"choose another output.path: {dataset.url} has layout {identity.layout}, this version writes {LAYOUT_VERSION}"
+            f"choose another output.path: {dataset.url} has layout {identity.layout}; this version writes layout "
+            f"{LAYOUT_VERSION}"
         )
     return identity
 

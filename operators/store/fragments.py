@@ -64,7 +64,9 @@ def rejected_file(dataset: Location, key: str) -> Location:
 
 def output_schema(identity: Identity) -> pa.Schema:
     """The columns of a data file."""
-    element = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}[identity.dtype]
+    element = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}[
+        identity.dtype
+    ]
     width = identity.dim // 8 if identity.dtype == "binary" else identity.dim
     types = {
         "doc_id": pa.string(),

@@ -64,7 +64,9 @@ class Snapshot:
 def snapshot_numbers(dataset: Location) -> list[int]:
     """The numbers of the snapshots that exist, ascending."""
     names = [info.url.rsplit("/", 1)[-1] for info in list_folder(dataset / "snapshots")]
-    return sorted(int(name[:8]) for name in names if len(name) == 16 and name[:8].isdigit() and name.endswith(".parquet"))
+    return sorted(
+        int(name[:8]) for name in names if len(name) == 16 and name[:8].isdigit() and name.endswith(".parquet")
+    )
 
 
 def latest_snapshot(dataset: Location) -> Snapshot:
@@ -84,7 +86,7 @@ def read_snapshot(dataset: Location, number: int) -> Snapshot:
 
 
 def publish(dataset: Location, records: Sequence[FragmentRecord]) -> Snapshot:
-    """Make `records` the dataset's newest snapshot; a concurrent run that published the same fragments counts as ours."""
+    """Make `records` the newest snapshot; where a concurrent run published the same fragments, its snapshot is ours."""
     while True:
         latest = latest_snapshot(dataset)
         snapshot = Snapshot(latest.number + 1, tuple(records))
@@ -100,9 +102,7 @@ def written_fragments(dataset: Location, units: Iterable[str]) -> dict[str, Frag
     """Records by key of the data files on storage that belong to these units, whether in a snapshot or not."""
     wanted = frozenset(units)
     found = [
-        info
-        for info in list_folder(dataset / "data")
-        if info.url.endswith(".parquet") and _unit_of(info.url) in wanted
+        info for info in list_folder(dataset / "data") if info.url.endswith(".parquet") and _unit_of(info.url) in wanted
     ]
     with ThreadPoolExecutor(32, thread_name_prefix="records") as threads:
         records = threads.map(lambda info: read_record(dataset / "data" / info.url.rsplit("/", 1)[-1]), found)
@@ -154,7 +154,7 @@ def _to_parquet(records: Sequence[FragmentRecord]) -> bytes:
     sink = pa.BufferOutputStream()
     table = pa.Table.from_pylist([_to_row(record) for record in records], schema=SNAPSHOT_SCHEMA)
     pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _to_row(record: FragmentRecord) -> dict[str, object]:
@@ -176,9 +176,6 @@ def _to_row(record: FragmentRecord) -> dict[str, object]:
 
 def _from_row(row: dict[str, Any]) -> FragmentRecord:
     sources: list[dict[str, Any]] = row["sources"]
-    extents = tuple(
-        Extent(SourceFile(s.pop("path"), s.pop("size"), s.pop("version")), **s)
-        for s in sources
-    )
+    extents = tuple(Extent(SourceFile(s.pop("path"), s.pop("size"), s.pop("version")), **s) for s in sources)
     fragment = Fragment(Unit(row["unit"], extents), row["part"], row["last"])
     return FragmentRecord(fragment=fragment, ids_digest=row["ids_digest"], **{name: row[name] for name in _NUMBERS})

@@ -44,7 +44,9 @@ def verify_unit(
     for batch in read_fragments(unit, source, identity.keep):
         record = by_part.pop(batch.fragment.part, None)
         if record is None:
-            yield Problem(batch.fragment.key, f"the source has {batch.counts.rows} rows for this fragment, which is missing")
+            yield Problem(
+                batch.fragment.key, f"the source has {batch.counts.rows} rows for this fragment, which is missing"
+            )
             continue
         yield from verify_fragment(dataset, identity, record)
         yield from _compare_to_source(dataset, record, batch)
@@ -60,7 +62,9 @@ def verify_fragment(dataset: Location, identity: Identity, record: FragmentRecor
             file = pq.ParquetFile(stream)
             table = file.read()
     except (OSError, pa.ArrowInvalid) as error:
-        yield Problem(record.key, f"the data file does not read ({type(error).__name__}): remove it and run embed again")
+        yield Problem(
+            record.key, f"the data file does not read ({type(error).__name__}): remove it and run embed again"
+        )
         return
     expected = output_schema(identity)
     if not table.schema.remove_metadata().equals(expected):
@@ -74,7 +78,8 @@ def verify_fragment(dataset: Location, identity: Identity, record: FragmentRecor
     documents = int(pc.sum(pc.equal(table["chunk"], 0)).as_py() or 0)
     if documents + rejected.num_rows != record.rows:
         yield Problem(
-            record.key, f"{documents} documents and {rejected.num_rows} rejected rows do not add up to {record.rows} rows"
+            record.key,
+            f"{documents} documents and {rejected.num_rows} rejected rows do not add up to {record.rows} rows",
         )
     for message in (*_chunk_faults(table), *_vector_faults(table, identity)):
         yield Problem(record.key, message)
@@ -91,10 +96,8 @@ def rejected_rows(dataset: Location, record: FragmentRecord) -> pa.Table:
         return pa.table({"source_path": pa.array([], pa.string()), "source_row": pa.array([], pa.int64())})
 
 
-def worst_cosine(
-    stored: pa.FixedSizeListArray, again_ND: NDArray[np.float32], identity: Identity
-) -> float:
-    """The least cosine between stored vectors and the same texts' vectors made again; for binary the share of equal bits."""
+def worst_cosine(stored: pa.FixedSizeListArray, again_ND: NDArray[np.float32], identity: Identity) -> float:
+    """The least cosine between stored vectors and those made again of their texts; for binary, share of equal bits."""
     if identity.dtype == "binary":
         fresh = to_arrow(again_ND, "binary").values.to_numpy().reshape(len(again_ND), -1)
         kept = stored.values.to_numpy(zero_copy_only=False).reshape(len(again_ND), -1)
@@ -107,7 +110,9 @@ def worst_cosine(
 
 def _compare_to_source(dataset: Location, record: FragmentRecord, batch: FragmentBatch) -> Iterator[Problem]:
     if batch.counts.rows != record.rows and record.ids_digest:
-        yield Problem(record.key, f"the source has {batch.counts.rows} rows here, the fragment accounts for {record.rows}")
+        yield Problem(
+            record.key, f"the source has {batch.counts.rows} rows here, the fragment accounts for {record.rows}"
+        )
         return
     if batch.ids_digest != record.ids_digest and record.ids_digest:
         yield Problem(record.key, "the rows of the source are not those that were embedded (ids or row numbers differ)")
@@ -123,7 +128,9 @@ def _compare_to_source(dataset: Location, record: FragmentRecord, batch: Fragmen
     if record.ids_digest and sorted(accounted, key=str) != sorted(expected, key=str):
         missing = len(set(expected) - set(accounted))
         twice = len(accounted) - len(set(accounted))
-        yield Problem(record.key, f"{missing} rows of the source are neither embedded nor rejected, {twice} are there twice")
+        yield Problem(
+            record.key, f"{missing} rows of the source are neither embedded nor rejected, {twice} are there twice"
+        )
 
 
 def _pairs(table: pa.Table) -> list[tuple[str, int]]:
@@ -158,10 +165,9 @@ def _vector_faults(table: pa.Table, identity: Identity) -> Iterator[str]:
 
 
 def _values(vectors: pa.FixedSizeListArray) -> NDArray[np.generic]:
-    return vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
+    values: NDArray[np.generic] = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
+    return values
 
 
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -29,12 +28,12 @@ WORKER = "ray::MapWorker(MapBatches(EmbedWorker))"
 
 
 @pytest.fixture
-def job(tmp_path: Path, tiny_model: Path) -> Iterator[Path]:
+def job(tmp_path: Path, tiny_model: Path) -> Path:
     """A config whose run takes long enough to be killed again and again."""
     for i in range(4):
         write_jsonl(tmp_path / "in" / f"{i}.jsonl", documents(ROWS // 4, start=i * ROWS // 4))
     source = {"path": str(tmp_path / "in"), "rows_per_fragment": ROWS_PER_FRAGMENT}
-    yield write_config(tmp_path, tiny_model, source=source, compute={"workers": [1, 2]})
+    return write_config(tmp_path, tiny_model, source=source, compute={"workers": [1, 2]})
 
 
 def test_embedding_workers_killed_at_random_moments(job: Path) -> None:

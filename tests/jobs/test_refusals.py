@@ -1,4 +1,4 @@
-"""What is wrong with a config or an input is said before anything is written: exit code 2 and a first line that helps."""
+"""What is wrong with a config or an input is said before anything is written: exit code 2, and a line that helps."""
 
 from __future__ import annotations
 
@@ -108,3 +108,12 @@ def test_plan_reads_a_sample_and_embeds_nothing(
     assert plan["documents"]["value"] == 400
     assert "tokens" in capsys.readouterr().out
     assert not (tmp_path / "vectors" / "data").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_chunks_longer_than_the_model_reads_are_refused(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "docs.jsonl", documents(3))
+    message = refused(capsys, tmp_path, "embed", write_config(tmp_path, tiny_model), "chunking.tokens=300")
+    assert "chunking.tokens" in message

@@ -285,6 +285,14 @@ def test_a_chunk_fits_where_it_has_more_tokens_alone_than_in_the_document(
     assert max(len(tokenizer.encode_with_offsets(text[start:end])) for start, end in spans) <= 8
 
 
+def test_a_ruler_that_is_one_token_with_its_line_end_counts_in_full_without() -> None:
+    tokenizer = Matches(r"\w+|[^\w\s]+(?=\n)|\S")
+    text = words("a", 70) + " " + "=" * 80 + "\n" + words("b", 100)
+    spans = chunk_spans(text, Chunking(tokens=140), tokenizer)
+    assert not_covered(text, spans) == ""
+    assert max(len(tokenizer.encode_with_offsets(text[start:end])) for start, end in spans) <= 140
+
+
 def rows_of(texts: list[str]) -> pa.Table:
     count = len(texts)
     return pa.table(

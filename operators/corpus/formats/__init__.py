@@ -1,0 +1,50 @@
+"""Read one file's rows, format by format, as Arrow tables of raw columns.
+
+Each reader yields tables with `source_row` (0-based in the file) and the wanted columns, plus `reason` and `message`
+for rows that it found bad. A file that breaks in the middle keeps the rows before the break; the break itself is a
+rejected row. Memory is bounded by one block (4 MiB, or the longest line) or one Parquet batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from operators.corpus.formats.delimited import read_csv
+from operators.corpus.formats.jsonl import read_jsonl
+from operators.corpus.formats.parquet import read_parquet
+from operators.corpus.formats.raw import READ_FAULTS, Columns, bad_rows, one_line, raise_if_about_the_run
+from operators.corpus.formats.streams import Pace
+from operators.corpus.formats.textfile import read_text
+from operators.corpus.source import Source, format_of
+from operators.fragment import Extent
+from operators.storage import locate
+
+__all__ = ["READ_FAULTS", "Columns", "Pace", "read_extent"]
+
+
+def read_extent(extent: Extent, source: Source, columns: Columns, pace: Pace | None = None) -> Iterator[pa.Table]:
+    """Raw rows of one extent; never raises for a broken file, whose loss is a rejected row instead."""
+    pace = pace or Pace()
+    described = format_of(extent.file.path, source.format)
+    assert described is not None, "the listing leaves out files without a format"
+    kind, compression = described
+    location = locate(extent.file.path, source.storage_options)
+    next_row = max(extent.first_row, 0)
+    try:
+        if kind == "parquet":
+            tables = read_parquet(location, extent, columns, pace)
+        elif kind == "jsonl":
+            tables = read_jsonl(location, compression, extent, columns, pace)
+        elif kind == "text":
+            tables = read_text(location, compression, columns, pace)
+        else:
+            tables = read_csv(location, compression, columns, pace, tab=kind == "tsv")
+        for table in tables:
+            if table.num_rows:
+                next_row = table["source_row"][-1].as_py() + 1
+                yield table
+    except READ_FAULTS as error:
+        raise_if_about_the_run(error, location)
+        yield bad_rows([next_row], "unreadable_file", f"reading stopped here: {one_line(error)}")

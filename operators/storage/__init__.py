@@ -1,0 +1,28 @@
+"""Files and folders wherever fsspec reaches, with the few guarantees that the rest is built on.
+
+- `write_whole` replaces a file at once: nobody ever reads half of it.
+- `create_exclusive` makes a file only if there is none: of several writers exactly one wins.
+- Listings are never served from a cache, and stream.
+- Passing faults are tried again; others say what to do, and no text holds a secret.
+"""
+
+from operators.storage.faults import StorageError, redact
+from operators.storage.files import create_exclusive, delete, exists, open_input, read_bytes, write_whole
+from operators.storage.listing import FileInfo, iter_files, list_folder
+from operators.storage.location import Location, locate
+
+__all__ = [
+    "FileInfo",
+    "Location",
+    "StorageError",
+    "create_exclusive",
+    "delete",
+    "exists",
+    "iter_files",
+    "list_folder",
+    "locate",
+    "open_input",
+    "read_bytes",
+    "redact",
+    "write_whole",
+]
