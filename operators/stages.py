@@ -43,7 +43,11 @@ def tokenize_fragment(batch: FragmentBatch, chunking: Chunking, tokenizer: Token
     ]
     lost_tokens = sum(lost for _, _, (_, lost) in done.pieces)
     advanced = batch.advance(
-        pa.concat_tables(tables), rejected, lost_tokens=lost_tokens, deaths=batch.counts.deaths + done.deaths
+        pa.concat_tables(tables),
+        rejected,
+        rejected=batch.counts.rejected + len(rejected),
+        lost_tokens=lost_tokens,
+        deaths=batch.counts.deaths + done.deaths,
     )
     return advanced.spent("tokenize", time.perf_counter() - started)
 

@@ -17,7 +17,6 @@ sane_environment()  # before any test imports ray
 
 from tests.checkpoints import tiny_bert  # noqa: E402  # after the environment is set
 
-
 # A shared machine makes any deadline of an example a matter of luck.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")

@@ -91,9 +91,10 @@ class FaultProxy:
             request = _read_request(client)
             if request is None:
                 return
-            fault = self._draw(request.split(b" ", 1)[0].decode())
+            method = request.split(b" ", 1)[0].decode()
+            fault = self._draw(method)
             if fault in _ANSWERS:
-                client.sendall(_error_answer(*_ANSWERS[fault]))
+                client.sendall(_error_answer(*_ANSWERS[fault], has_body=method != "HEAD"))
                 client.shutdown(socket.SHUT_WR)
             elif fault == "hang":
                 self._stopped.wait(self.hang_seconds)
@@ -158,10 +159,10 @@ def _pieces(connection: socket.socket) -> Iterator[bytes]:
         yield piece
 
 
-def _error_answer(status: str, code: str) -> bytes:
+def _error_answer(status: str, code: str, has_body: bool) -> bytes:
     body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>made up</Message></Error>'
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
-    return f"{head}\r\n\r\n{body}".encode()
+    return f"{head}\r\n\r\n{body if has_body else ''}".encode()
 
 
 def _reset(client: socket.socket) -> None:

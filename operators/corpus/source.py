@@ -49,7 +49,7 @@ class Source(BaseModel):
         default=16384, ge=1, description="rows after which a fragment (unit of retry, output file) ends"
     )
     bytes_per_fragment: int = Field(
-        default=32 << 20, ge=1024, description="bytes of text after which a fragment ends; also the size of byte ranges"
+        default=8 << 20, ge=1024, description="bytes of text after which a fragment ends; also the size of byte ranges"
     )
     pack_below_bytes: int | None = Field(
         default=None,

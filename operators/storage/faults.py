@@ -138,8 +138,8 @@ def server_code(error: BaseException) -> str:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same operation may succeed a moment later."""
-    if _is_named(error, frozenset({"FileExpired"})):
-        return False  # another object has taken the place of the one that was opened: its own errno says EBUSY
+    if was_replaced(error) or _is_misuse(error):
+        return False
     for fault in _chain(error):
         response = getattr(fault, "response", None)
         if isinstance(response, Mapping):
@@ -150,6 +150,13 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _PASSING_ERRNOS:
         return True
     return _is_named(error, _PASSING_CLASSES)
+
+
+def was_replaced(error: BaseException) -> bool:
+    """Whether another object has taken the place of the one that was opened for reading."""
+    # s3fs meets a 412 without a message, as RGW sends it, with a TypeError; its own FileExpired says EBUSY.
+    code = server_code(error) or (server_code(error.__context__) if error.__context__ else "")
+    return _is_named(error, frozenset({"FileExpired"})) or code in ("PreconditionFailed", "412")
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -199,6 +206,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def _is_misuse(error: BaseException) -> bool:
+    """Whether botocore wraps a client that would not even send the request, such as for a malformed endpoint."""
+    within = getattr(error, "kwargs", None)  # as botocore calls the parts of its message
+    return isinstance(within, dict) and isinstance(within.get("error"), (ValueError, TypeError))
+
+
 def _is_named(error: BaseException, names: frozenset[str]) -> bool:
     return any(kind.__name__ in names for kind in type(error).__mro__)
 
@@ -218,7 +231,7 @@ def _in_plain_words(error: Exception, where: str, options: Mapping[str, Any]) ->
         return StorageError(
             errno.ENOSPC, f"free some space (or raise the quota) and run again: the storage is full at {place} ({said})"
         )
-    if _is_named(error, frozenset({"FileExpired"})):
+    if was_replaced(error):
         return StorageError(errno.ESTALE, f"run again: {place} was replaced while it was read")
     if is_unreachable(error):
         return StorageError(

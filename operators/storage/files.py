@@ -6,6 +6,7 @@ filesystems (GCS, Azure, memory) are used as fsspec offers them.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import uuid
@@ -154,7 +155,10 @@ class _PatientStream(io.RawIOBase):
 def _complete_file_beside(path: str, data: Any) -> Iterator[str]:
     """A synced file with `data` in the folder of `path`, which is made; gone at the end, also after a full disk."""
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "a file is in the way", error.filename) from None
     written = os.path.join(folder, f"{_WRITING}{uuid.uuid4().hex}")
     try:
         with open(written, "xb") as stream:

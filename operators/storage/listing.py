@@ -125,7 +125,10 @@ def _local_entries(folder: Location) -> list[_Entry]:
 
 def _leads_back(item: os.DirEntry[str]) -> bool:
     """Whether a link leads to a folder that it lies in, so that following it would never end."""
-    return item.is_symlink() and os.path.realpath(item.path + "/..").startswith(os.path.realpath(item.path))
+    if not item.is_symlink():
+        return False
+    target = os.path.realpath(item.path)
+    return os.path.commonpath([target, os.path.realpath(os.path.dirname(item.path))]) == target
 
 
 def _local_info(url: str, stat: os.stat_result) -> FileInfo:

@@ -61,7 +61,7 @@ def read_identity(dataset: Location) -> Identity | None:
     if not exists(location):
         return None
     try:
-        stored = json.loads(read_bytes(location))
+        stored = dict(json.loads(read_bytes(location)))
         known = {field.name for field in dataclasses.fields(Identity)}
         identity = Identity(**{name: value for name, value in stored.items() if name in known})
     except (ValueError, TypeError) as error:

@@ -99,14 +99,25 @@ def publish(dataset: Location, records: Sequence[FragmentRecord]) -> Snapshot:
 
 
 def written_fragments(dataset: Location, units: Iterable[str]) -> dict[str, FragmentRecord]:
-    """Records by key of the data files on storage that belong to these units, whether in a snapshot or not."""
+    """Records by key of the data files on storage that belong to these units, whether in a snapshot or not.
+
+    A file that does not read counts as not written, and the run then replaces it.
+    """
     wanted = frozenset(units)
     found = [
         info for info in list_folder(dataset / "data") if info.url.endswith(".parquet") and _unit_of(info.url) in wanted
     ]
     with ThreadPoolExecutor(32, thread_name_prefix="records") as threads:
-        records = threads.map(lambda info: read_record(dataset / "data" / info.url.rsplit("/", 1)[-1]), found)
-        return {record.key: record for record in records}
+        records = threads.map(lambda info: _readable_record(dataset / "data" / info.url.rsplit("/", 1)[-1]), found)
+        return {record.key: record for record in records if record is not None}
+
+
+def _readable_record(location: Location) -> FragmentRecord | None:
+    try:
+        return read_record(location)
+    except (pa.ArrowInvalid, KeyError, FileNotFoundError) as error:  # damaged, not ours, or vacuumed meanwhile
+        logger.warning("%s does not read (%s); its fragment is made anew", location.url, type(error).__name__)
+        return None
 
 
 def whole_units(records: Iterable[FragmentRecord]) -> dict[str, tuple[FragmentRecord, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from operators.corpus.reading import read_fragments
 from operators.corpus.source import Source
 from operators.embedder.quantization import to_arrow
-from operators.fragment import FragmentBatch
+from operators.fragment import REJECTED_SCHEMA, FragmentBatch
 from operators.storage import Location, exists, open_input
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, output_schema, read_table, rejected_file
@@ -89,19 +90,17 @@ def rejected_rows(dataset: Location, record: FragmentRecord) -> pa.Table:
     """The rejected rows of a fragment; an empty table where there are none."""
     location = rejected_file(dataset, record.key)
     if record.rejected == 0 and not exists(location):
-        return pa.table({"source_path": pa.array([], pa.string()), "source_row": pa.array([], pa.int64())})
+        return REJECTED_SCHEMA.empty_table()
     try:
         return read_table(location)
     except (OSError, pa.ArrowInvalid):
-        return pa.table({"source_path": pa.array([], pa.string()), "source_row": pa.array([], pa.int64())})
+        return REJECTED_SCHEMA.empty_table()
 
 
 def worst_cosine(stored: pa.FixedSizeListArray, again_ND: NDArray[np.float32], identity: Identity) -> float:
     """The least cosine between stored vectors and those made again of their texts; for binary, share of equal bits."""
     if identity.dtype == "binary":
-        fresh = to_arrow(again_ND, "binary").values.to_numpy().reshape(len(again_ND), -1)
-        kept = stored.values.to_numpy(zero_copy_only=False).reshape(len(again_ND), -1)
-        different = np.unpackbits(fresh ^ kept, axis=1).mean(axis=1)
+        different = np.unpackbits(_values(to_arrow(again_ND, "binary")) ^ _values(stored), axis=1).mean(axis=1)
         return float(1 - different.max(initial=0.0))
     values = _values(stored).astype(np.float32)
     norms = np.linalg.norm(values, axis=1) * np.linalg.norm(again_ND, axis=1)
@@ -123,18 +122,30 @@ def _compare_to_source(dataset: Location, record: FragmentRecord, batch: Fragmen
         return  # verify_fragment has said so
     first = table.filter(pc.equal(table["chunk"], 0))
     rejected = rejected_rows(dataset, record)
-    accounted = _pairs(first) + _pairs(rejected)
-    expected = _pairs(batch.table) + _pairs(batch.rejected)
+    accounted = _places(first) + _places(rejected)
+    expected = _places(batch.table) + _places(batch.rejected)
     if record.ids_digest and sorted(accounted, key=str) != sorted(expected, key=str):
         missing = len(set(expected) - set(accounted))
         twice = len(accounted) - len(set(accounted))
         yield Problem(
             record.key, f"{missing} rows of the source are neither embedded nor rejected, {twice} are there twice"
         )
+    elif record.ids_digest:
+        ids = dict(zip(expected, _ids(batch.table) + _ids(batch.rejected), strict=True))
+        changed = sum(
+            ids[place] != doc_id for place, doc_id in zip(accounted, _ids(first) + _ids(rejected), strict=True)
+        )
+        if changed:
+            yield Problem(record.key, f"{changed} rows have another document id than in the source")
 
 
-def _pairs(table: pa.Table) -> list[tuple[str, int]]:
+def _places(table: pa.Table) -> list[tuple[str, int]]:
     return list(zip(table["source_path"].to_pylist(), table["source_row"].to_pylist(), strict=True))
+
+
+def _ids(table: pa.Table) -> list[str | None]:
+    ids: list[str | None] = table["doc_id"].to_pylist()
+    return ids
 
 
 def _chunk_faults(table: pa.Table) -> Iterator[str]:
@@ -164,9 +175,9 @@ def _vector_faults(table: pa.Table, identity: Identity) -> Iterator[str]:
         yield f"{int((np.abs(norms - 1) > tolerance).sum())} vectors have not length 1 (the farthest {norms.max():.4f})"
 
 
-def _values(vectors: pa.FixedSizeListArray) -> NDArray[np.generic]:
-    values: NDArray[np.generic] = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
-    return values
+def _values(vectors: pa.FixedSizeListArray) -> NDArray[Any]:
+    values: NDArray[Any] = vectors.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(vectors), vectors.type.list_size)
 
 
 def _columns(schema: pa.Schema) -> str:

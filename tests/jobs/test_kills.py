@@ -23,7 +23,7 @@ from tests.jobs.running import ROOT, documents, snapshot_of, start_job, vectors_
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 MOMENTS = int(os.environ.get("EMBEDFLEET_KILLS", "20"))
-ROWS, ROWS_PER_FRAGMENT = 60_000, 250
+ROWS, ROWS_PER_FRAGMENT = 60_000, 150
 WORKER = "ray::MapWorker(MapBatches(EmbedWorker))"
 
 
@@ -55,20 +55,24 @@ def test_embedding_workers_killed_at_random_moments(job: Path) -> None:
 def test_driver_killed_at_random_moments(job: Path) -> None:
     moments = random.Random(2)
     vectors = job.parent / "vectors"
-    for _ in range(MOMENTS):
+    kills = 0
+    while kills < MOMENTS:
         before = _written(vectors)
         process = start_job("embed", job)
         _wait_for_first_fragment(process, vectors, before)
-        time.sleep(moments.uniform(0.0, 2.0))
+        time.sleep(moments.uniform(0.0, 1.0))
+        if process.poll() is not None:
+            process.communicate()
+            break  # a fast machine is through before the last kill
         family = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
+        kills += 1
         process.communicate()
         psutil.wait_procs(family, timeout=60)
         after = _written(vectors)
         # What was on storage before is neither gone nor written again: only fragments in flight are lost.
         assert {name: after[name] for name in before} == before
-        if process.returncode == 0:
-            break
+    assert kills >= min(MOMENTS, 10)
     process = start_job("embed", job)
     before = _written(vectors)
     output, _ = process.communicate(timeout=1800)

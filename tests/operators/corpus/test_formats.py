@@ -18,7 +18,6 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.operators.corpus.reading_files import good, reasons, rows_of, source_file, texts
 
 from operators.corpus.formats import Pace
 from operators.corpus.formats.jsonl import line_blocks
@@ -26,6 +25,7 @@ from operators.corpus.source import Source
 from operators.corpus.units import plan_units
 from operators.errors import InputError
 from operators.fragment import Extent, SourceFile
+from tests.operators.corpus.reading_files import good, reasons, rows_of, source_file, texts
 
 FUZZ = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -280,8 +280,14 @@ def test_row_groups_cover_all_rows_once(
 
 @pytest.mark.parametrize(
     "kind",
-    [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()]
-    + [pa.dictionary(pa.int32(), pa.string())],
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
 )
 def test_every_string_type(tmp_path: Path, kind: pa.DataType) -> None:
     values = ["a", "é€😀", None, "x" * 100, "a"]
@@ -386,7 +392,7 @@ def test_bad_csv_records_are_rejected_one_by_one(tmp_path: Path) -> None:
 
 
 def test_tsv_has_no_quotes(tmp_path: Path) -> None:
-    path = written(tmp_path / "docs.tsv", 'id\ttext\n1\t"a\n2\tb"c"\n3\td, e\n4\tx\ty\n'.encode())
+    path = written(tmp_path / "docs.tsv", b'id\ttext\n1\t"a\n2\tb"c"\n3\td, e\n4\tx\ty\n')
     rows = rows_of(path, id="id")
     assert texts(rows) == ['"a', 'b"c"', "d, e"]
     assert reasons(rows) == ["malformed_csv"]

@@ -62,14 +62,17 @@ def test_files_without_bytes_still_fill_packs() -> None:
     assert [len(unit.extents) for unit in packs(empty)] == [PACK_MAX_FILES, 10]
 
 
-def test_packing_is_chosen_by_the_number_of_files() -> None:
-    for count, expected in ((255, 0), (256, 65536), (300, 65536)):
-        files = many_files(count)
-        chosen, rest = choose_pack_below(iter(files), SOURCE)
-        assert chosen == expected
-        assert list(rest) == files
+@pytest.mark.parametrize(
+    ("count", "ending", "expected"),
+    [(255, "jsonl", 0), (256, "jsonl", 65536), (300, "jsonl", 65536), (1, "txt", 65536), (0, "txt", 0)],
+)
+def test_packing_is_chosen_by_number_and_kind_of_files(count: int, ending: str, expected: int) -> None:
+    files = [SourceFile(f"/none/{i}.{ending}", 100, "1") for i in range(count)]
+    chosen, rest = choose_pack_below(iter(files), SOURCE)
+    assert chosen == expected
+    assert list(rest) == files
     set_by_user = Source(path="/none", pack_below_bytes=7)
-    assert choose_pack_below(iter(many_files(300)), set_by_user)[0] == 7
+    assert choose_pack_below(iter(files), set_by_user)[0] == 7
 
 
 def test_known_files_are_not_opened() -> None:

@@ -134,13 +134,15 @@ def test_many_texts_of_one_length_are_cut_into_runs(monkeypatch: pytest.MonkeyPa
     assert cosines(packed(model, "mean", torch.bfloat16)(batch), expected).min() >= 0.9999
 
 
-@pytest.mark.parametrize("shift", [120.0, -120.0, 0.0])
+@pytest.mark.parametrize("shift", [0.0, 84.0, 120.0, -120.0])
 def test_scores_of_any_size(shift: float) -> None:
-    """exp(120) is infinite in bfloat16 and exp(-120) is 0; softmax of either is not."""
+    """exp(120) is infinite in bfloat16, exp(84) times a value may be, exp(-120) is 0; softmax of all is the same."""
     generator = torch.Generator().manual_seed(0)
     qkv_NL3HK = torch.randn(3, 9, 3, 2, 16, generator=generator).to(torch.bfloat16)
+    qkv_NL3HK[:, :, :2] *= 0.5
     qkv_NL3HK[:, :, 0, :, 0] = 1.0
     qkv_NL3HK[:, :, 1, :, 0] = shift  # adds `shift` to every score, which changes no weight
+    qkv_NL3HK[:, :, 2] *= 1000.0
     query, key, value = qkv_NL3HK.float().permute(2, 0, 3, 1, 4)
     expected = ((query @ key.transpose(-1, -2)).softmax(-1) @ value).transpose(1, 2)
     out_NLHK = torch.empty(3, 9, 2, 16, dtype=torch.bfloat16)
@@ -152,10 +154,21 @@ def test_scores_of_any_size(shift: float) -> None:
 
 
 def test_texts_longer_than_short_attention_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_attention, lengths = fast_bert._short_attention, set()
+
+    def recorded(qkv_NL3HK: torch.Tensor, out_NLHK: torch.Tensor) -> None:
+        lengths.add(qkv_NL3HK.shape[1])
+        short_attention(qkv_NL3HK, out_NLHK)
+
     monkeypatch.setattr(fast_bert, "MAX_SHORT", 40)
+    monkeypatch.setattr(fast_bert, "_short_attention", recorded)
+    monkeypatch.setattr(fast_bert, "multiplies_bfloat16", lambda: True)
     model = random_model()
     batch = random_batch((90, 41, 40, 2))
-    assert cosines(packed(model, "mean", torch.bfloat16)(batch), reference(model, batch, "mean")).min() >= 0.999
+    forward = packed(model, "mean", torch.bfloat16)
+    lengths.clear()
+    assert cosines(forward(batch), reference(model, batch, "mean")).min() >= 0.999
+    assert lengths == {40, 2}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,63 @@
+"""Vacuum removes what no kept snapshot names, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from operators.storage import Location
+from operators.store.fragments import FragmentRecord, data_file
+from operators.store.snapshots import publish, snapshot_numbers
+from operators.store.vacuum import orphans, vacuum
+from tests.operators.store.stored_fragments import make_dataset, make_identity
+
+NOW = 2_000_000_000.0
+
+
+def aged_dataset(folder: Path) -> tuple[Location, list[FragmentRecord]]:
+    """Snapshot 1 names fragments 0 to 3, snapshot 2 fragments 1 to 4; fragment 5 is in none. All are an hour old."""
+    dataset, _, records = make_dataset(folder, make_identity(), num_rows=60)
+    publish(dataset, records[:4])
+    publish(dataset, records[1:5])
+    for path in (folder / "vectors").rglob("*.parquet"):
+        os.utime(path, (NOW - 3600, NOW - 3600))
+    return dataset, records
+
+
+def present(dataset: Location, folder: str) -> set[str]:
+    return {path.stem for path in (Path(dataset.url) / folder).iterdir()}
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(1, [1, 2, 3, 4]), (2, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])])
+def test_what_kept_snapshots_name_stays(tmp_path: Path, keep: int, expected: list[int]) -> None:
+    dataset, records = aged_dataset(tmp_path)
+    sizes = {info.url: info.size for info in orphans(dataset, keep, NOW)}
+    assert vacuum(dataset, keep, NOW) == (len(sizes), sum(sizes.values()))
+    kept = {records[i].key for i in expected}
+    assert present(dataset, "data") == kept
+    assert present(dataset, "rejected") == {record.key for record in records if record.key in kept and record.rejected}
+    assert snapshot_numbers(dataset) == [1, 2][-keep:]
+    assert vacuum(dataset, keep, NOW) == (0, 0)
+
+
+def test_young_files_stay(tmp_path: Path) -> None:
+    dataset, records = aged_dataset(tmp_path)
+    path = data_file(dataset, records[5].key).url
+    os.utime(path, (NOW - 10, NOW - 10))
+    assert vacuum(dataset, 2, NOW - 60)[0] == 1  # its rejected rows, which are an hour old
+    assert records[5].key in present(dataset, "data")
+    assert vacuum(dataset, 2, NOW)[0] == 1
+    assert records[5].key not in present(dataset, "data")
+
+
+def test_a_look_deletes_nothing(tmp_path: Path) -> None:
+    dataset, records = aged_dataset(tmp_path)
+    found = {Path(info.url).stem for info in orphans(dataset, 1, NOW)}
+    assert found == {records[0].key, records[5].key}
+    assert present(dataset, "data") == {record.key for record in records}
+
+
+def test_an_empty_dataset(tmp_path: Path) -> None:
+    assert vacuum(Location(str(tmp_path / "none")), 1, NOW) == (0, 0)
