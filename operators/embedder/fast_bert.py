@@ -56,10 +56,8 @@ MAX_SHORT = 1024  # longest text whose scores are kept whole
 PACKED_FOR_TOKENS = 2048  # the number of tokens that oneDNN lays weights out for; others only run a little slower
 MIN_SUM, MAX_SUM = 1e-30, 1e34  # of exp(scores): no weight that counts is below 1e-38, no weighted sum above 3e38
 PROBE_LENGTHS = (33, 16, 7, 7, 2, 1)
-MIN_COSINE = {
-    torch.float32: 1 - 1e-5,
-    torch.bfloat16: 0.99,
-}  # with the transformers model in float32; deep models lose some
+# with the transformers model in float32 (MiniLM: float32 1 - 1e-7, bfloat16 0.9999; deep models lose some more)
+MIN_COSINE = {torch.float32: 1 - 1e-5, torch.bfloat16: 0.99}
 
 
 def supports(config: transformers.PreTrainedConfig, pooling: str) -> bool:
@@ -70,6 +68,7 @@ def supports(config: transformers.PreTrainedConfig, pooling: str) -> bool:
         and config.hidden_act == "gelu"
         and not config.is_decoder
         and not config.add_cross_attention
+        and (config.model_type not in OFFSET_FAMILIES or config.pad_token_id is not None)
         and getattr(config, "position_embedding_type", None) in (None, "absolute")
         and config.hidden_size % config.num_attention_heads == 0
     )
@@ -291,7 +290,8 @@ def multiplies_bfloat16() -> bool:
 def _least_cosine(packed: PackedBert, model: Any) -> float:
     """The least cosine between both models' vectors for texts of random ids, each alone in the transformers model."""
     config = model.config
-    most = model.embeddings.position_embeddings.num_embeddings - config.pad_token_id - 1
+    first = config.pad_token_id + 1 if config.model_type in OFFSET_FAMILIES else 0
+    most = model.embeddings.position_embeddings.num_embeddings - first
     lengths_B = np.array([min(length, most) for length in PROBE_LENGTHS])
     ids_T = np.random.default_rng(0).integers(0, config.vocab_size, lengths_B.sum())
     packed_BD = packed(Batch(ids_T, lengths_B))

@@ -15,16 +15,18 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from operators.errors import InputError
 
 Result = TypeVar("Result")
 
 S3_CONFIG: dict[str, Any] = {
-    # 6 attempts wait 15 s in the mean; more is the business of `tried`, which also covers bodies.
-    "retries": {"mode": "standard", "max_attempts": 6},
+    # 6 attempts, with 15 s between them in the mean; more is the business of `tried`, which also covers bodies.
+    "retries": {"mode": "standard", "max_attempts": 5},
     "connect_timeout": 10,
     "read_timeout": 30,  # seconds without a byte
     "max_pool_connections": 64,
@@ -68,6 +70,7 @@ _PASSING_CLASSES = frozenset(
         "ClientConnectionError",
         "ClientPayloadError",
         "ConnectionClosedError",
+        "EndpointConnectionError",
         "HTTPClientError",
         "IncompleteRead",
         "IncompleteReadError",
@@ -77,6 +80,7 @@ _PASSING_CLASSES = frozenset(
 )
 _UNREACHABLE_CLASSES = frozenset({"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "SSLError"})
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL_CODES = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "507"})  # RGW, MinIO
 _REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _OWN_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -88,7 +92,7 @@ _SECRET_NAME = re.compile(
     | ^token$ | (session|access|auth|bearer|security|refresh|api|hf|hub|id|sas|oauth)_?token"""
 )
 
-_answered: set[Hashable] = set()  # filesystems that have worked in this process
+_answered: WeakSet[object] = WeakSet()  # filesystems that have worked in this process
 
 
 class StorageError(OSError):
@@ -98,9 +102,7 @@ class StorageError(OSError):
         return str(self.strerror)
 
 
-def tried(
-    operation: Callable[[], Result], where: str, options: Mapping[str, Any], filesystem: Hashable = None
-) -> Result:
+def tried(operation: Callable[[], Result], where: str, options: Mapping[str, Any], filesystem: object) -> Result:
     """Do an operation that may be done twice, again after faults that pass; others are raised in plain words.
 
     `where` is the URL for the message, `options` are what secrets are looked up in, and `filesystem` names whatever
@@ -118,8 +120,8 @@ def tried(
             never_answered = is_unreachable(error) and filesystem not in _answered
             if is_over or never_answered or not is_passing(error):
                 # A cause whose text holds a secret must not show in a traceback.
-                told, texts = _in_plain_words(error, where, options), "".join(str(fault) for fault in _chain(error))
-                raise told from (error if hide(texts, options) == texts else None)
+                told, shown = _in_plain_words(error, where, options), "".join(traceback.format_exception(error))
+                raise told from (error if hide(shown, options) == shown else None)
         else:
             _answered.add(filesystem)
             return result
@@ -161,24 +163,26 @@ def was_replaced(error: BaseException) -> bool:
 
 def is_unreachable(error: BaseException) -> bool:
     """Whether nothing answers at all at the endpoint."""
-    return _is_named(error, _UNREACHABLE_CLASSES)
+    # botocore also says that it could not connect when an open connection was reset.
+    was_reset = getattr(_wrapped(error), "errno", None) in (errno.ECONNRESET, errno.EPIPE)
+    return _is_named(error, _UNREACHABLE_CLASSES) and not was_reset
 
 
 def redact(value: Any) -> Any:
     """A copy of a config in which whatever looks like a secret, by its key or inside a URL, is replaced by ***."""
     if isinstance(value, Mapping):
         return {name: _MASK if _is_secret(name, inner) else redact(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return (
-            type(value)(redact(inner) for inner in value) if type(value) in (list, tuple) else list(map(redact, value))
-        )
+    if isinstance(value, tuple):
+        return tuple(map(redact, value))
+    if isinstance(value, list):
+        return list(map(redact, value))
     return hide(value) if isinstance(value, str) else value
 
 
 def hide(text: str, options: Mapping[str, Any] | None = None) -> str:
     """A text without user:password@ and signatures in URLs, and without any secret of `options` and the environment."""
     for secret in (*_secrets(options or {}), *(os.environ.get(name, "") for name in _OWN_ENVIRONMENT)):
-        if len(secret) >= 4:  # what is shorter is in every text by chance
+        if len(secret) >= 8:  # what is shorter is no secret, and may be in any text by chance
             text = text.replace(secret, _MASK)
     return _SIGNED_QUERY.sub(rf"\1{_MASK}", _USER_INFO.sub(_MASK, text))
 
@@ -207,9 +211,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_misuse(error: BaseException) -> bool:
-    """Whether botocore wraps a client that would not even send the request, such as for a malformed endpoint."""
-    within = getattr(error, "kwargs", None)  # as botocore calls the parts of its message
-    return isinstance(within, dict) and isinstance(within.get("error"), (ValueError, TypeError))
+    """Whether the request could not even be sent, such as for a malformed endpoint."""
+    return isinstance(_wrapped(error), (ValueError, TypeError))
+
+
+def _wrapped(error: BaseException) -> object:
+    """What botocore wraps; `kwargs` is its name for the parts of its messages."""
+    parts = getattr(error, "kwargs", None)
+    return parts.get("error") if isinstance(parts, dict) else None
 
 
 def _is_named(error: BaseException, names: frozenset[str]) -> bool:
@@ -227,7 +236,7 @@ def _in_plain_words(error: Exception, where: str, options: Mapping[str, Any]) ->
         return FileNotFoundError(errno.ENOENT, "there is no such file", place)
     if isinstance(error, FileExistsError):
         return FileExistsError(errno.EEXIST, "there is such a file already", place)
-    if number in _FULL_ERRNOS or "quota" in said.lower():
+    if number in _FULL_ERRNOS or server_code(error) in _FULL_CODES:
         return StorageError(
             errno.ENOSPC, f"free some space (or raise the quota) and run again: the storage is full at {place} ({said})"
         )

@@ -81,7 +81,9 @@ def _filesystem(url: str, options: Mapping[str, Any]) -> fsspec.AbstractFileSyst
     scheme = url.partition("://")[0]
     wanted = dict(options)
     if scheme == "s3":
-        wanted["config_kwargs"] = {**S3_CONFIG, **wanted.get("config_kwargs", {})}
+        config = wanted.get("config_kwargs", {})
+        retries = {**S3_CONFIG["retries"], **config.get("retries", {})}
+        wanted["config_kwargs"] = {**S3_CONFIG, **config, "retries": retries}
         wanted = {"use_listings_cache": False, **wanted}
     try:
         # What a URL holds beside the path (a host, a user) is an option too.

@@ -77,7 +77,6 @@ def content(i: int) -> bytes:
 
 def use(place: Location, i: int) -> None:
     """Everything that a job does with its storage, with files of its own."""
-    write_whole(place / f"w/{i}", content(i + 1))
     write_whole(place / f"w/{i}", content(i))
     assert read_bytes(place / f"w/{i}") == content(i)
     assert create_exclusive(place / f"c/{i}", content(i)), "nobody else creates it"
@@ -90,30 +89,30 @@ def use(place: Location, i: int) -> None:
         assert not exists(place / f"w/{i}")
 
 
-def check_use_through_faults(place: Location, direct: Location, proxy: FaultProxy, rate: float) -> None:
+def check_use_through_faults(place: Location, direct: Location, proxy: FaultProxy, rate: float, times: int) -> None:
     """Many users at once; their files are as they left them."""
     proxy.rate = rate
-    with ThreadPoolExecutor(32) as threads:
-        list(threads.map(lambda i: use(place, i), range(200)))
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda i: use(place, i), range(times)))
     proxy.rate = 0.0
-    assert len(list(iter_files(place))) == 380
-    assert min(proxy.counts[fault] for fault in PASSING) > 5, proxy.counts
-    for i in set(range(200)) - set(range(0, 200, 10)):
+    assert len(list(iter_files(place))) == 1.9 * times
+    assert min(proxy.counts[fault] for fault in PASSING) > 2, proxy.counts
+    for i in set(range(times)) - set(range(0, times, 10)):
         assert read_bytes(direct / f"w/{i}") == content(i)
         assert read_bytes(direct / f"c/{i}") == content(i)
 
 
 @pytest.mark.usefixtures("short_pauses")
 def test_a_fifth_of_all_requests_may_fail(place: Location, direct: Location, proxy: FaultProxy) -> None:
-    check_use_through_faults(place, direct, proxy, rate=0.2)
+    check_use_through_faults(place, direct, proxy, rate=0.2, times=100)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rate", [0.05, 0.3])
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.3])
 def test_so_they_may_with_pauses_as_in_service(
     place: Location, direct: Location, proxy: FaultProxy, rate: float
 ) -> None:
-    check_use_through_faults(place, direct, proxy, rate)
+    check_use_through_faults(place, direct, proxy, rate, times=200)
 
 
 @pytest.mark.usefixtures("short_pauses")
@@ -148,7 +147,7 @@ def test_every_operation_outlives_every_fault(
 @pytest.mark.usefixtures("short_pauses")
 def test_of_racing_writers_one_wins_although_answers_get_lost(place: Location, proxy: FaultProxy) -> None:
     proxy.rate, proxy.faults, proxy.methods = 0.4, ("lost_answer", "cut_body"), frozenset({"PUT"})
-    num_writers, keys = 16, [place / f"{i:08d}" for i in range(20)]
+    num_writers, keys = 8, [place / f"{i:08d}" for i in range(10)]
     start = threading.Barrier(num_writers)
 
     def write(_: int) -> list[bool]:
@@ -158,7 +157,7 @@ def test_of_racing_writers_one_wins_although_answers_get_lost(place: Location, p
     with ThreadPoolExecutor(num_writers) as threads:
         won = list(threads.map(write, range(num_writers)))
     assert [sum(column) for column in zip(*won, strict=True)] == [1] * len(keys)
-    assert proxy.counts["lost_answer"] > 20
+    assert proxy.counts["lost_answer"] > 5
 
 
 @pytest.mark.usefixtures("short_pauses")
@@ -166,21 +165,23 @@ def test_an_upload_in_parts_is_finished_although_its_answer_got_lost(
     place: Location, direct: Location, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_PART_BYTES", 5 << 20)
-    data = bytes(12 << 20)
+    data = bytes(range(256)) * (12 << 12)
     # POST begins and completes an upload: the answers to both get lost, the second more often than botocore tries.
     proxy.rate, proxy.faults, proxy.methods, proxy.limit = 1.0, ("lost_answer",), frozenset({"POST"}), 3
     write_whole(place / "large", data)
     assert proxy.num_faults == 3
     assert read_bytes(direct / "large") == data
     proxy.rate, proxy.faults, proxy.methods, proxy.limit = 0.2, PASSING, frozenset(), None
-    for i in range(3):
-        write_whole(place / f"large-{i}", data)
-        assert read_bytes(direct / f"large-{i}") == data
+    write_whole(place / "large", data[::-1])
+    assert read_bytes(direct / "large") == data[::-1]
 
 
 @pytest.mark.usefixtures("short_pauses")
-def test_long_reads_get_through_bodies_that_break(place: Location, direct: Location, proxy: FaultProxy) -> None:
-    data = b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(1_000_000))
+def test_long_reads_get_through_bodies_that_break(
+    place: Location, direct: Location, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_STREAM_BLOCK_BYTES", 1 << 20)
+    data = b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(300_000))
     write_whole(direct / "large", data)
     proxy.rate, proxy.faults = 0.4, ("cut_body", "short_body", "reset")
     with open_input(place / "large") as stream:
@@ -188,7 +189,7 @@ def test_long_reads_get_through_bodies_that_break(place: Location, direct: Locat
         assert b"".join(pieces) == data
         stream.seek(-1000, 2)
         assert stream.read() == data[-1000:]
-    assert proxy.num_faults > 0
+    assert proxy.num_faults > 3
 
 
 @pytest.mark.usefixtures("short_pauses")
@@ -196,14 +197,15 @@ def test_a_storage_that_stays_ill_ends_in_one_clear_line(
     place: Location, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "_ROUNDS", 2)
-    options = {**place.options, "config_kwargs": {"read_timeout": 0.3, "retries": {"max_attempts": 2}}}
+    options = {**place.options, "config_kwargs": {"read_timeout": 0.3, "retries": {"max_attempts": 1}}}
     impatient = Location(place.url, options)
     proxy.rate = 1.0
     expected: dict[Fault, str] = {
         "error_500": "made up",
         "slow_down": "made up",
         "hang": "[Tt]imeout",
-        "lost_answer": "closed|reset",
+        "reset": "closed|[Cc]onnect",
+        "lost_answer": "closed|[Cc]onnect",
     }
     for fault, said in expected.items():
         proxy.faults = (fault,)

@@ -240,6 +240,8 @@ def test_a_model_with_few_positions() -> None:
         (transformers.BertConfig(hidden_act="relu"), "mean", False),
         (transformers.BertConfig(is_decoder=True), "mean", False),
         (transformers.BertConfig(position_embedding_type="relative_key"), "mean", False),
+        (transformers.BertConfig(pad_token_id=None), "mean", True),
+        (transformers.RobertaConfig(pad_token_id=None), "mean", False),
         (transformers.MPNetConfig(), "mean", False),
         (transformers.Qwen3Config(), "last", False),
     ],
