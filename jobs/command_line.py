@@ -23,6 +23,7 @@ from pydantic_core import PydanticUndefined
 from cluster.environment import enter_base_directory, sane_environment
 from cluster.errors import ClusterError
 from operators.errors import GateMissed, InputError
+from operators.storage import redact
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -57,7 +58,8 @@ def _run(job: ModuleType, config_file: str, overrides: Sequence[str], debug: boo
         code: int = job.run(config)
         return code
     except InputError as error:
-        return _fail(error, 2, debug)
+        # What a worker raised comes as Ray's error, which is an InputError too but tells of processes first.
+        return _fail(getattr(error, "cause", error), 2, debug)
     except GateMissed as error:
         return _fail(error, 3, debug)
     except KeyboardInterrupt:
@@ -127,12 +129,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _explain(fault: Any, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
+    # A misspelt section may hold credentials: what looks like a secret, or lies in storage options, is not printed.
+    value = redact({str(fault["loc"][-1] if fault["loc"] else ""): fault["input"]})
+    shown = "(not shown)" if "storage" in key or "***" in str(value) else repr(fault["input"])
     if fault["type"] == "extra_forbidden":
         names = ", ".join(_section(model, fault["loc"][:-1]).model_fields)
-        return f"{key}: unknown key (value {fault['input']!r}); expected one of: {names}"
+        return f"{key}: unknown key (value {shown}); expected one of: {names}"
     if fault["type"] == "missing":
         return f"{key}: this key is required"
-    return f"{key}: {fault['msg']}, got {fault['input']!r}"
+    return f"{key}: {fault['msg']}, got {shown}"
 
 
 def _section(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:

@@ -25,7 +25,7 @@ class Output(BaseModel):
     )
     keep: tuple[str, ...] = Field(default=(), description="columns of the source to keep beside the vectors")
     storage_options: dict[str, Any] = Field(
-        default_factory=dict, description="fsspec options of the output (endpoint_url, ...), never stored"
+        default_factory=dict, repr=False, description="fsspec options of the output (endpoint_url, ...), never stored"
     )
 
 

@@ -123,9 +123,13 @@ def free_port() -> int:
 
 @contextmanager
 def _process(command: Sequence[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    # In a session of its own, so that a Ctrl-C at pytest does not reach it before the tests are through with it.
+    # In a session of its own, so that a Ctrl-C at pytest does not reach it before the tests are through with it; and
+    # it dies with pytest, should that be killed.
+    bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
     with output.open("ab") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [*bound, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         yield process
     finally:

@@ -58,7 +58,9 @@ class Source(BaseModel):
         "listing holds 256 files or more, else 0 (every file its own fragments), decided once per output",
     )
     storage_options: dict[str, Any] = Field(
-        default_factory=dict, description="fsspec options of the source (endpoint_url, anon, ...), never stored"
+        default_factory=dict,
+        repr=False,
+        description="fsspec options of the source (endpoint_url, anon, ...), never stored",
     )
 
     @field_validator("path")

@@ -157,8 +157,8 @@ def is_passing(error: BaseException) -> bool:
 def was_replaced(error: BaseException) -> bool:
     """Whether another object has taken the place of the one that was opened for reading."""
     # s3fs meets a 412 without a message, as RGW sends it, with a TypeError; its own FileExpired says EBUSY.
-    code = server_code(error) or (server_code(error.__context__) if error.__context__ else "")
-    return _is_named(error, frozenset({"FileExpired"})) or code in ("PreconditionFailed", "412")
+    source = error.__context__ if isinstance(error, TypeError) and error.__context__ else error
+    return _is_named(error, frozenset({"FileExpired"})) or server_code(source) in ("PreconditionFailed", "412")
 
 
 def is_unreachable(error: BaseException) -> bool:

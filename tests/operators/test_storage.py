@@ -503,7 +503,7 @@ def test_a_refusal_is_not_tried_again(moto_server: S3Server) -> None:
 
 
 def test_an_endpoint_where_nothing_listens_is_named_without_its_password() -> None:
-    config = {"retries": {"mode": "standard", "max_attempts": 1}}
+    config = {"retries": {"max_attempts": 0}}
     options = {"key": "the-key", "secret": "the-secret", "config_kwargs": config}
     place = locate("s3://bucket", {**options, "endpoint_url": "http://127.0.0.1:9"})
     with pytest.raises(StorageError, match=r"check endpoint_url .* nothing answers for s3://bucket") as caught:

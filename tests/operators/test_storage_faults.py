@@ -161,6 +161,16 @@ def test_of_racing_writers_one_wins_although_answers_get_lost(place: Location, p
 
 
 @pytest.mark.usefixtures("short_pauses")
+def test_a_lost_race_is_told_although_the_look_at_the_winner_fails_for_long(
+    place: Location, direct: Location, proxy: FaultProxy
+) -> None:
+    create_exclusive(direct / "x", b"1")
+    proxy.rate, proxy.faults, proxy.methods, proxy.limit = 1.0, ("reset",), frozenset({"HEAD"}), 8
+    assert not create_exclusive(place / "x", b"1")
+    assert proxy.num_faults == 8  # more than botocore tries
+
+
+@pytest.mark.usefixtures("short_pauses")
 def test_an_upload_in_parts_is_finished_although_its_answer_got_lost(
     place: Location, direct: Location, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
