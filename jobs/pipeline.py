@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from cluster.environment import COMPUTE_VARIABLES
 from cluster.metrics import embed_metrics
 from jobs.config import Compute, EmbedConfig
 from jobs.workers import (
@@ -81,6 +82,7 @@ def embed_units(work: Iterable[Work], setup: Setup) -> Iterator[tuple[FragmentRe
             num_cpus=EMBED_CPU_SHARE * compute.cpus_per_worker,
             num_gpus=compute.gpus_per_worker or None,
             memory=compute.memory_per_worker_bytes,
+            runtime_env={"env_vars": COMPUTE_VARIABLES},
         )
         .map_batches(
             functools.partial(write, setup=setup),

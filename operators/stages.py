@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +19,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from operators.corpus.chunking import Chunking, chunk_rows
-from operators.embedder.engine import Vectors
 from operators.embedder.quantization import to_arrow
 from operators.embedder.tokenizing import Tokenizer
 from operators.fragment import LENGTH_EDGES, FragmentBatch
 from operators.guard import Ledger, run_guarded
 from operators.store.dataset import Identity
+
+if TYPE_CHECKING:
+    from operators.embedder.engine import Vectors  # with torch, which only the embedding workers need
 
 # The model may fail on this many single rows of a fragment before the failure counts as the model's own.
 MAX_FAILING_ROWS = 8

@@ -16,6 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sane_environment()  # before any test imports ray
 
 from tests.checkpoints import tiny_bert  # noqa: E402  # after the environment is set
+from tests.s3_servers import moto_server, rgw_server  # noqa: E402
+
+__all__ = ["moto_server", "rgw_server"]  # fixtures; imported once, or each importing module starts servers of its own
 
 # A shared machine makes any deadline of an example a matter of luck.
 hypothesis.settings.register_profile("shared", deadline=None)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from operators.storage import holds_secret
+
 Format = Literal["parquet", "jsonl", "csv", "tsv", "text"]
 
 # What each file name ends with; a compressed JSONL, CSV or text file cannot be split and is streamed as one unit.
@@ -65,9 +67,12 @@ class Source(BaseModel):
 
     @field_validator("path")
     @classmethod
-    def _not_empty(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not path or (not isinstance(path, str) and not all(path)):
+    def _whole_and_open(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        paths = (path,) if isinstance(path, str) else path
+        if not paths or not all(paths):
             raise ValueError("expected a path, a glob or a list of them, got an empty one")
+        if any(map(holds_secret, paths)):  # it would stand in every row, and a new one would make the file another file
+            raise ValueError("put passwords into storage_options, and read a signed URL's file by its own path (s3://)")
         return path
 
     @field_validator("text")

@@ -6,7 +6,7 @@
 - Passing faults are tried again; others say what to do, and no text holds a secret.
 """
 
-from operators.storage.faults import StorageError, redact
+from operators.storage.faults import StorageError, holds_secret, redact
 from operators.storage.files import create_exclusive, delete, exists, open_input, read_bytes, write_whole
 from operators.storage.listing import FileInfo, iter_files, list_folder
 from operators.storage.location import Location, locate
@@ -18,6 +18,7 @@ __all__ = [
     "create_exclusive",
     "delete",
     "exists",
+    "holds_secret",
     "iter_files",
     "list_folder",
     "locate",

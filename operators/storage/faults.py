@@ -85,6 +85,7 @@ _REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _OWN_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 _SIGNED_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:signature|credential|token|sig|key|secret)[^=&\s]*=)[^&\s\"']+")
 _SECRET_NAME = re.compile(
     r"""(?x) ^(key|sas|pwd)$ | secret | passw | passphrase | credential | signature$ | authorization | connection_string
@@ -185,6 +186,11 @@ def hide(text: str, options: Mapping[str, Any] | None = None) -> str:
         if len(secret) >= 8:  # what is shorter is no secret, and may be in any text by chance
             text = text.replace(secret, _MASK)
     return _SIGNED_QUERY.sub(rf"\1{_MASK}", _USER_INFO.sub(_MASK, text))
+
+
+def holds_secret(url: str) -> bool:
+    """Whether a URL itself carries a password or a signature."""
+    return bool(_PASSWORD.search(url) or _SIGNED_QUERY.search(url))
 
 
 _MASK = "***"

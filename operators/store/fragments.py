@@ -8,6 +8,7 @@ again replaces it with the same rows and vectors.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -109,13 +110,21 @@ def write_fragment(dataset: Location, identity: Identity, batch: FragmentBatch) 
 
 def read_record(location: Location) -> FragmentRecord:
     """The record of a data file, from its footer."""
-    with open_input(location) as stream:
-        metadata = pq.ParquetFile(stream).schema_arrow.metadata or {}
-        size = stream.seek(0, os.SEEK_END)
+    try:
+        metadata, size = _footer(location)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        metadata, size = _footer(location)  # another run put the same fragment in its place between two reads
     head = json.loads(metadata[_RECORD_KEY])
     counts = head["counts"]
     counts = Counts(**{**counts, "lengths": tuple(counts["lengths"])})
     return _record(fragment_from_dict(head["fragment"]), counts, head["ids_digest"], size)
+
+
+def _footer(location: Location) -> tuple[dict[bytes, bytes], int]:
+    with open_input(location) as stream:
+        return pq.ParquetFile(stream).schema_arrow.metadata or {}, stream.seek(0, os.SEEK_END)
 
 
 def read_table(location: Location, columns: list[str] | None = None) -> pa.Table:

@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 DASHBOARD = "http://127.0.0.1:8265"
@@ -27,9 +28,9 @@ _RAY_START = "ray start --num-cpus=2 --object-store-memory=200000000 --disable-u
 _SCRIPT = f"""
 set -e
 ip link set lo up
-mkdir "$1/head" "$1/node"
+mkdir "$1/head" "$1/node-0"
 {_RAY_START} --head --port=6379 --dashboard-port=8265 --temp-dir="$1/head" >"$1/head.log" 2>&1
-{_RAY_START} --address={ADDRESS} --temp-dir="$1/node" >"$1/node.log" 2>&1
+{_RAY_START} --address={ADDRESS} --temp-dir="$1/node-0" >"$1/node-0.log" 2>&1
 echo ready
 sleep infinity &
 wait
@@ -42,6 +43,7 @@ class Raylets:
 
     pid: int  # the first process inside
     env: Mapping[str, str]  # with the right token
+    folder: Path  # of the temporary folders: head, node-0 and what replaces it
 
     def start(self, command: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a command on the cluster's machine; `env` changes variables, and an empty value removes one."""
@@ -67,6 +69,27 @@ class Raylets:
                 out, err = process.communicate()
                 raise AssertionError(f"no end after {seconds} s: {command}\n{out}\n{err}") from None
         return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def replace_node(self, number: int) -> None:
+        """Kill node `number` (0 at first) and its workers as a power cut does, then start the next in its place."""
+        place = str(self.folder / f"node-{number}")
+        raylets = [p for p in psutil.process_iter() if _is_raylet(p, place)]
+        assert raylets, f"no raylet runs in {place}"
+        for process in [*raylets, *(child for raylet in raylets for child in raylet.children(recursive=True))]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        following = self.folder / f"node-{number + 1}"
+        following.mkdir()
+        started = self.run([*_RAY_START.split(), f"--address={ADDRESS}", f"--temp-dir={following}"], self.folder)
+        assert started.returncode == 0, started.stdout + started.stderr
+
+
+def _is_raylet(process: psutil.Process, folder: str) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return bool(words) and words[0].endswith("/raylet") and any(folder in word for word in words)
 
 
 @contextmanager
@@ -96,7 +119,7 @@ def two_raylets(token: str = "a-token-for-tests-only") -> Iterator[Raylets]:
             if process.stdout.readline() != "ready\n":
                 pytest.fail("".join(path.read_text() for path in Path(folder).glob("*.log")))
             inside = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
-            yield Raylets(int(inside), env)
+            yield Raylets(int(inside), env, Path(folder))
         finally:
             process.kill()
     shutil.rmtree(folder, ignore_errors=True)

@@ -19,9 +19,7 @@ from operators.store.fragments import data_file, read_table
 from operators.store.snapshots import latest_snapshot
 from tests.fault_proxy import PASSING, FaultProxy
 from tests.jobs.running import documents, run_job, start_job, write_config
-from tests.s3_servers import S3Server, moto_server, rgw_server
-
-__all__ = ["moto_server", "rgw_server"]  # fixtures
+from tests.s3_servers import S3Server
 
 SERVERS = ("moto_server", "rgw_server")
 ROWS, ROWS_PER_FRAGMENT = 180, 20

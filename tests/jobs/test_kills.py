@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.raylets import ADDRESS, Raylets, two_raylets
+from tests.cluster.raylets import ADDRESS, two_raylets
 from tests.jobs.running import ROOT, documents, snapshot_of, start_job, vectors_of, write_config, write_jsonl
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -89,8 +89,8 @@ def test_node_killed_at_random_moments(job: Path) -> None:
         kills = 0
         while process.poll() is None and kills < MOMENTS:
             time.sleep(moments.uniform(1.0, 6.0))
-            if _fragments(job.parent / "vectors"):
-                _replace_node(cluster, kills)
+            if _written(job.parent / "vectors"):
+                cluster.replace_node(kills)
                 kills += 1
         output, errors = process.communicate(timeout=1800)
         assert process.returncode == 0, output + errors
@@ -124,22 +124,6 @@ def _wait_for_first_fragment(process: subprocess.Popen[str], vectors: Path, befo
 def _written(vectors: Path) -> dict[str, int]:
     """Data files with the moment at which each was written."""
     return {path.name: path.stat().st_mtime_ns for path in (vectors / "data").glob("[!.]*.parquet")}
-
-
-def _fragments(vectors: Path) -> int:
-    return len(_written(vectors))
-
-
-def _replace_node(cluster: Raylets, number: int) -> None:
-    """Kill the second node's raylet and workers at once, then start another node in its place."""
-    script = (
-        f'pids=$(pgrep -f "raylet/raylet.*/node{number or ""}/" || true); '
-        "for pid in $pids; do kill -9 $(pgrep -P $pid) $pid 2>/dev/null || true; done; sleep 1; "
-        f"folder=$(ls -d /tmp/raylets-*/ | head -1); mkdir -p $folder/node{number + 1}; "
-        f"ray start --num-cpus=2 --object-store-memory=200000000 --disable-usage-stats --address={ADDRESS} "
-        f"--temp-dir=$folder/node{number + 1}"
-    )
-    cluster.run(["bash", "-c", script], ROOT)
 
 
 def _assert_sound(job: Path) -> None:
