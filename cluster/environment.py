@@ -33,7 +33,7 @@ _DEFAULTS = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 
-# For processes that compute on a CPU. glibc gives memory back to the kernel as soon as a few MB at the end are free, and
+# For processes that compute on a CPU. glibc gives memory back to the kernel as soon as some MB are free, and
 # hands a thread, such as the one in which Ray Data calls a stage, pieces of 64 MB at most: activations then page-fault
 # at every batch. One arena that keeps what it had embeds 3 % more tokens/s (MiniLM).
 COMPUTE_VARIABLES = {
