@@ -50,7 +50,7 @@ MODELS = (
 )
 FAMILIES = {"bert", "roberta", "xlm-roberta", "camembert"}
 OFFSET_FAMILIES = FAMILIES - {"bert"}  # positions start at pad_token_id + 1, and skip pad tokens within a text
-TOKENS_STEP = 16  # so that few different shapes reach oneDNN, which compiles a kernel for each (0.3 ms, 1,024 kept)
+TOKENS_STEP = 16  # so that few different shapes reach oneDNN, which compiles a kernel for each (0.3 ms)
 MAX_SCORES = 1 << 20  # scores of one run of texts: 2 MB in bfloat16
 MAX_SHORT = 1024  # longest text whose scores are kept whole
 PACKED_FOR_TOKENS = 2048  # the number of tokens that oneDNN lays weights out for; others only run a little slower

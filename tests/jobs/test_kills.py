@@ -48,7 +48,8 @@ def test_embedding_workers_killed_at_random_moments(job: Path) -> None:
             kills += 1
     output, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, output
-    assert kills >= min(MOMENTS, 3), output
+    print(f"{kills} workers killed")
+    assert kills >= min(MOMENTS, 10), output
     _assert_sound(job)
 
 
@@ -68,10 +69,15 @@ def test_driver_killed_at_random_moments(job: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         kills += 1
         process.communicate()
-        psutil.wait_procs(family, timeout=60)
+        # Ray's workers end with their driver; its agents outlive it by minutes, and write nothing of ours
+        _, left = psutil.wait_procs(family, timeout=10)
+        for process_left in left:
+            assert "Agent" in _name(process_left), f"{_name(process_left)} outlives its driver"
+            _kill(process_left)
         after = _written(vectors)
         # What was on storage before is neither gone nor written again: only fragments in flight are lost.
         assert {name: after[name] for name in before} == before
+    print(f"{kills} drivers killed")
     assert kills >= min(MOMENTS, 10)
     process = start_job("embed", job)
     before = _written(vectors)
@@ -94,7 +100,8 @@ def test_node_killed_at_random_moments(job: Path) -> None:
                 kills += 1
         output, errors = process.communicate(timeout=1800)
         assert process.returncode == 0, output + errors
-        assert kills >= min(MOMENTS, 2)
+        print(f"{kills} nodes killed")
+        assert kills >= min(MOMENTS, 5)
     _assert_sound(job)
 
 
@@ -107,6 +114,13 @@ def _embedding_workers(driver: int) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return "an Agent that has just ended"
 
 
 def _kill(process: psutil.Process) -> None:

@@ -1,0 +1,17 @@
+"""What a process of the pipeline pays before it does anything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.jobs.running import ROOT
+
+
+def test_only_embedding_workers_import_torch() -> None:
+    code = (
+        "import sys, jobs.embed, jobs.verify, jobs.pipeline, jobs.checking, jobs.workers\n"
+        "sys.exit(f'imported: {heavy}' if (heavy := {'torch', 'transformers'} & set(sys.modules)) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
