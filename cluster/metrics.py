@@ -48,11 +48,13 @@ class EmbedMetrics:
         self._rows = counter("embed_rows_total", "Input rows by outcome: embedded or rejected.", "status")
         # Not a histogram: Ray 2.60 exports the sum of one as if each value lay in the middle of its bucket.
         self._seconds = counter("embed_stage_seconds_total", "Busy seconds, all workers together, by stage.", "stage")
-        self._mfu = Gauge("embed_mfu", description="Model FLOPs utilisation, 0 to 1.", tag_keys=("job",))
+        self._mfu = Gauge(
+            "embed_mfu", description="Model FLOPs utilisation of the last fragment, 0 to 1.", tag_keys=("job",)
+        )
         self._mfu.set_default_tags({"job": job})
 
-    def record(self, counts: FragmentCounts) -> None:
-        """Add one committed fragment."""
+    def record(self, counts: FragmentCounts, mfu: float | None) -> None:
+        """Add one committed fragment and, where it is known, the model FLOPs utilisation that it was embedded with."""
         for metric, value in (
             (self._tokens, counts.tokens),
             (self._padding, counts.padding_tokens),
@@ -64,10 +66,8 @@ class EmbedMetrics:
         _add(self._rows, counts.rejected, {"status": "rejected"})
         for stage, seconds in counts.seconds.items():
             _add(self._seconds, seconds, {"stage": stage})
-
-    def record_mfu(self, mfu: float) -> None:
-        """Set the model FLOPs utilisation over the run so far."""
-        self._mfu.set(mfu)
+        if mfu is not None:
+            self._mfu.set(mfu)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from jobs.config import EmbedConfig
 from operators.embedder.recipe import EmbedderSpec
 from operators.errors import GateMissed
 from operators.fragment import Counts
-from operators.planning.estimate import Estimate
+from operators.planning.estimate import Estimate, mfu_of
 from operators.report.page import report_page
 from operators.report.summary import FragmentTally, RunReport, ThroughputPoint, sum_counts, to_json
 from operators.report.text import summary_text
@@ -115,6 +115,7 @@ class RunLog:
         cost = None
         if hardware is not None and hardware.price_per_hour is not None and self._counts:
             cost = hardware.price_per_hour * (workers or 1) * seconds / 3600
+        counts = sum_counts(self._counts)
         return RunReport(
             job="embed",
             started=self._started.isoformat(timespec="seconds"),
@@ -125,13 +126,14 @@ class RunLog:
             fingerprint=self._spec.fingerprint,
             dtype=self._config.output.dtype,
             fragments=FragmentTally(len(self._counts), len(self._backlog.records), len(snapshot.records)),
-            counts=sum_counts(self._counts),
+            counts=counts,
             dataset=_dataset_counts(snapshot.records),
             dataset_bytes=sum(record.bytes for record in snapshot.records),
             rejected_reasons=_rejected_reasons(self._dataset, snapshot.records),
             throughput=self._points,
             hardware=hardware.name if hardware is not None else platform.machine(),
             workers=workers,
+            mfu=mfu_of(counts, hardware),
             cost_usd=cost,
             versions={name: importlib.metadata.version(name) for name in _VERSIONS}
             | {"python": platform.python_version()},

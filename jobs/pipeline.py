@@ -35,6 +35,7 @@ from jobs.workers import (
 )
 from operators.embedder.recipe import EmbedderSpec
 from operators.fragment import Counts, Unit
+from operators.planning.estimate import mfu_of
 from operators.store.fragments import FragmentRecord
 
 READ_CPUS, TOKENIZE_CPUS, WRITE_CPUS = 0.1, 0.25, 0.11
@@ -95,7 +96,7 @@ def embed_units(work: Iterable[Work], setup: Setup) -> Iterator[tuple[FragmentRe
     metrics = embed_metrics("embed")
     for row in stages.iter_rows():
         record, counts = record_from_row(row)
-        metrics.record(counts)
+        metrics.record(counts, mfu_of(counts, setup.config.hardware))
         yield record, counts
 
 

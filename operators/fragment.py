@@ -103,6 +103,7 @@ class Counts:
     lost_tokens: int = 0  # cut off by truncation; an estimate for documents cut before tokenizing
     truncated: int = 0  # chunks that were cut
     deaths: int = 0  # worker processes that died on this fragment
+    flops: float = 0.0  # arithmetic that the model needs for its tokens, for MFU
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> busy seconds
     lengths: tuple[int, ...] = ()  # histogram of chunk lengths: count per LENGTH_EDGES bin
 

@@ -37,6 +37,7 @@ class Vectors:
     values_ND: NDArray[np.float32]  # all zeros where not finite
     finite_N: NDArray[np.bool_]  # False: the model gave NaN, infinity or a zero vector; reject the row
     padding_tokens: int
+    flops: float = 0.0  # that the model needs for them (operators.embedder.flops)
 
 
 class Embedder:
@@ -77,7 +78,9 @@ class Embedder:
         finite_N = np.zeros(len(input_ids), np.bool_)
         values_ND[plan.order] = values.cpu().numpy()
         finite_N[plan.order] = finite.cpu().numpy()
-        return Vectors(values_ND, finite_N, plan.padding_tokens if self._forward.pads else 0)
+        return Vectors(
+            values_ND, finite_N, plan.padding_tokens if self._forward.pads else 0, self.flops.total(lengths_N)
+        )
 
 
 def _device(wanted: str) -> torch.device:

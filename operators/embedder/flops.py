@@ -6,6 +6,7 @@ Shapes: N texts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +31,18 @@ class Flops:
         heads = int(getattr(config, "num_attention_heads", 0) or getattr(config, "n_heads", 0))
         width = int(getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)) * heads
         return Flops(2.0 * (num_parameters - tables), 4.0 * layers * width)
+
+    @staticmethod
+    def of_folder(folder: Path, trust_remote_code: bool) -> Flops:
+        """Count the model of a checkpoint without loading a weight."""
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+        with torch.device("meta"):
+            model = transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+        if hasattr(model, "pooler"):
+            model.pooler = None
+        return Flops.of(model)
 
     def total(self, lengths_N: NDArray[np.int64]) -> float:
         """FLOPs of texts of these lengths; all pairs are counted, as is usual, also where a causal mask skips half."""

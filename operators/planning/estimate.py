@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from operators.embedder import batching
-from operators.fragment import LENGTH_EDGES
+from operators.fragment import LENGTH_EDGES, Counts
 from operators.planning.expansion import Expansion, Interval, expand, is_complete
 from operators.planning.sampling import Floats, Ints, UnitDraw, UnitSample
 
@@ -186,6 +186,14 @@ def mfu(tokens_per_second: float | None, flops_per_token: float | None, peak_tfl
     if tokens_per_second is None or flops_per_token is None or peak_tflops is None:
         return None
     return tokens_per_second * flops_per_token / (peak_tflops * 1e12)
+
+
+def mfu_of(counts: Counts, hardware: Hardware | None) -> float | None:
+    """MFU of the embedding stage while it was busy, from what fragments report; None without `peak_tflops`."""
+    seconds, tokens = counts.seconds.get("embed", 0.0), counts.tokens
+    if hardware is None or not counts.flops or not seconds or not tokens:
+        return None
+    return mfu(tokens / seconds, counts.flops / tokens, hardware.peak_tflops)
 
 
 def _basis(samples: Sequence[UnitSample], draw: UnitDraw) -> Literal["complete", "units", "one_unit"]:

@@ -98,7 +98,8 @@ class Comparison:
 
 def sum_counts(counts: Iterable[Counts]) -> Counts:
     """All fragments' counts as one."""
-    numbers = {field.name: 0 for field in dataclasses.fields(Counts) if field.name not in ("seconds", "lengths")}
+    names = {field.name for field in dataclasses.fields(Counts)} - {"seconds", "lengths"}
+    numbers: dict[str, Any] = dict.fromkeys(names, 0)
     seconds: dict[str, float] = {}
     lengths: list[int] = []
     for one in counts:

@@ -21,9 +21,8 @@ from operators.fragment import Counts
 
 with connect():
     metrics = embed_metrics("job-1")
-    metrics.record(Counts(rows=10, rejected=3, chunks=7, tokens=100, padding_tokens=2, seconds={"embed": 0.5}))
-    embed_metrics("job-1").record(Counts(rows=5, chunks=5, tokens=50, seconds={"embed": 1.5, "read": 0.25}))
-    metrics.record_mfu(0.25)
+    metrics.record(Counts(rows=10, rejected=3, chunks=7, tokens=100, padding_tokens=2, seconds={"embed": 0.5}), None)
+    embed_metrics("job-1").record(Counts(rows=5, chunks=5, tokens=50, seconds={"embed": 1.5, "read": 0.25}), 0.25)
     port = ray.nodes()[0]["MetricsExportPort"]
     deadline = time.monotonic() + 60
     text = ""

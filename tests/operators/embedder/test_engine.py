@@ -17,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from operators.embedder.engine import Embedder
+from operators.embedder.flops import Flops
 from operators.embedder.recipe import EmbedderConfig, EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
@@ -211,6 +212,7 @@ def test_flops_are_two_per_weight_and_the_attention(tmp_path: Path) -> None:
     matrices = 3 * (4 * 32 * 32 + 2 * 32 * 64)  # q, k, v, o and both halves of the MLP
     assert flops.per_token == pytest.approx(2 * matrices, rel=0.1)  # biases and norms are counted too
     assert flops.total(np.array([10, 20])) == 30 * flops.per_token + 500 * (3 * 4 * 32)
+    assert Flops.of_folder(tmp_path, trust_remote_code=False) == flops
 
 
 def test_a_gpu_that_is_not_there(bert: tuple[EmbedderSpec, Embedder, pa.ListArray]) -> None:
