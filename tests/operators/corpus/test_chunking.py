@@ -24,7 +24,7 @@ import operators.corpus.chunking
 from operators.corpus.chunking import Chunking, check_fits, chunk_rows, chunk_spans
 from operators.errors import InputError
 
-LONG_DOCUMENTS = Path("/work/shared/data/corpus/longdocs.jsonl.gz")
+LONG_DOCUMENTS = Path(__file__).resolve().parents[4] / "shared" / "data" / "corpus" / "longdocs.jsonl.gz"
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. It didn't stop!\n\nWhy (should it)? Nobody knows, e.g. you.\n",
     "這是一個句子。那是另一個！ さようなら、世界。 Été, naïve café — 1234567 €… «Guillemets».\r\n\r\n",
