@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from hypothesis import HealthCheck, settings
 
 from operators.corpus.formats import Pace
 from operators.corpus.reading import read_rows
@@ -14,11 +16,26 @@ from operators.corpus.source import Source
 from operators.fragment import Extent, SourceFile, Unit
 
 NO_KEEP = pa.schema([])
+FUZZ = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def source_file(path: Path) -> SourceFile:
     """The file as the listing would name it."""
     return SourceFile(str(path), path.stat().st_size, "1")
+
+
+def written(path: Path, content: bytes) -> Path:
+    """Write a file; returns its path."""
+    path.write_bytes(content)
+    return path
+
+
+def jsonl(records: list[Any], newline: str = "\n", is_ended: bool = True) -> bytes:
+    """Records as JSON lines; a string is a line as it is."""
+    lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
+    return (newline.join(lines) + (newline if is_ended else "")).encode()
 
 
 def rows_of(
