@@ -25,4 +25,5 @@ def test_two_runs_at_once(tmp_path: Path, tiny_model: Path) -> None:
     assert len(published) == 1
     assert len(set(vectors_of(tmp_path)["doc_id"].to_pylist())) == 4800
     verification = start_job("verify", config)
-    assert verification.wait(timeout=600) == 0, verification.communicate()[0]
+    output, _ = verification.communicate(timeout=600)
+    assert verification.returncode == 0, output
