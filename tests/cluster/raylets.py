@@ -49,7 +49,9 @@ class Raylets:
         """Start a command on the cluster's machine; `env` changes variables, and an empty value removes one."""
         merged = {name: value for name, value in {**self.env, **(env or {})}.items() if value != ""}
         inside = ["nsenter", f"--target={self.pid}", "--net", "--pid", "--mount", f"--wdns={cwd}", *command]
-        return subprocess.Popen(inside, env=merged, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            inside, env=merged, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+        )
 
     @staticmethod
     def interrupt(process: subprocess.Popen[str]) -> None:
@@ -82,6 +84,11 @@ class Raylets:
         following.mkdir()
         started = self.run([*_RAY_START.split(), f"--address={ADDRESS}", f"--temp-dir={following}"], self.folder)
         assert started.returncode == 0, started.stdout + started.stderr
+
+
+def _heed_interrupts() -> None:
+    # a shell starts what it puts in the background deaf to Ctrl-C, and its children inherit that
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _is_raylet(process: psutil.Process, folder: str) -> bool:
