@@ -40,7 +40,7 @@ COMPUTE_VARIABLES = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    # Kernels that oneDNN keeps compiled, one for each shape; its own 1,024 hold 400 MB more and embed no faster.
+    # Kernels that oneDNN keeps compiled, one for each shape; its own 1,024 hold 350 MB more and embed no faster.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
 }
 
