@@ -7,9 +7,10 @@
 """
 
 from operators.storage.faults import StorageError, holds_secret, redact
-from operators.storage.files import create_exclusive, delete, exists, open_input, read_bytes, write_whole
+from operators.storage.files import create_exclusive, delete, exists, open_input, read_bytes, size_of, write_whole
 from operators.storage.listing import FileInfo, iter_files, list_folder
 from operators.storage.location import Location, locate
+from operators.storage.transfer import download, sha256_of, stored_sha256, upload
 
 __all__ = [
     "FileInfo",
@@ -17,6 +18,7 @@ __all__ = [
     "StorageError",
     "create_exclusive",
     "delete",
+    "download",
     "exists",
     "holds_secret",
     "iter_files",
@@ -25,5 +27,9 @@ __all__ = [
     "open_input",
     "read_bytes",
     "redact",
+    "sha256_of",
+    "size_of",
+    "stored_sha256",
+    "upload",
     "write_whole",
 ]

@@ -10,7 +10,7 @@ import errno
 import io
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
@@ -35,17 +35,23 @@ def write_whole(location: Location, data: Any) -> None:
     """Replace a file with `data` (bytes or an Arrow buffer) at once, making its folders."""
     fs, path = location.fs, location.path
     if location.is_local:
-
-        def replace() -> None:
-            with _complete_file_beside(path, data) as written:
-                os.replace(written, path)
-                _sync_folder(path)
-
-        tried_at(location, replace)
+        write_into(location, lambda written: _write_bytes(written, data))
         return
     payload = bytes(data)
     parts = {"chunksize": _PART_BYTES, "max_concurrency": _PARTS_AT_ONCE} if location.is_s3 else {}
     tried_at(location, lambda: fs.pipe_file(path, payload, **parts))
+
+
+def write_into(location: Location, fill: Callable[[str], None]) -> None:
+    """Replace a local file at once by what `fill` writes to the path that it is given."""
+    path = location.path
+
+    def replace() -> None:
+        with _complete_file_beside(path, fill) as written:
+            os.replace(written, path)
+            _sync_folder(path)
+
+    tried_at(location, replace)
 
 
 def create_exclusive(location: Location, data: bytes) -> bool:
@@ -57,7 +63,7 @@ def create_exclusive(location: Location, data: bytes) -> bool:
 def _create(location: Location, data: bytes, writer: str) -> bool:
     fs, path = location.fs, location.path
     if location.is_local:
-        with _complete_file_beside(path, data) as written:
+        with _complete_file_beside(path, lambda written: _write_bytes(written, data)) as written:
             try:
                 os.link(written, path)
             except FileExistsError:
@@ -91,6 +97,17 @@ def exists(location: Location) -> bool:
     def look() -> bool:
         fs.invalidate_cache()
         return bool(fs.exists(path))
+
+    return tried_at(location, look)
+
+
+def size_of(location: Location) -> int:
+    """Bytes of a file; raises FileNotFoundError where there is none."""
+    fs, path = location.fs, location.path
+
+    def look() -> int:
+        fs.invalidate_cache()
+        return int(fs.size(path))
 
     return tried_at(location, look)
 
@@ -152,8 +169,8 @@ class _PatientStream(io.RawIOBase):
 
 
 @contextmanager
-def _complete_file_beside(path: str, data: Any) -> Iterator[str]:
-    """A synced file with `data` in the folder of `path`, which is made; gone at the end, also after a full disk."""
+def _complete_file_beside(path: str, fill: Callable[[str], None]) -> Iterator[str]:
+    """A synced file that `fill` wrote in the folder of `path`, which is made; gone at the end, also on a full disk."""
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, exist_ok=True)
@@ -161,18 +178,25 @@ def _complete_file_beside(path: str, data: Any) -> Iterator[str]:
         raise NotADirectoryError(errno.ENOTDIR, "a file is in the way", error.filename) from None
     written = os.path.join(folder, f"{_WRITING}{uuid.uuid4().hex}")
     try:
-        with open(written, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        fill(written)
+        _sync(written)
         yield written
     finally:
         with suppress(FileNotFoundError):
             os.unlink(written)
 
 
+def _write_bytes(path: str, data: Any) -> None:
+    with open(path, "xb") as stream:
+        stream.write(data)
+
+
 def _sync_folder(path: str) -> None:
-    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    _sync(os.path.dirname(path))
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

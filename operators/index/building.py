@@ -1,0 +1,239 @@
+"""Build a shard: stream fragments into a copy of the trained index, write it to local disk, put it on storage whole.
+
+Memory: the shard's codes (twice at most, while faiss's lists grow), the trained index, and one block of vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from operators.index.ids import ID_COLUMNS, IdsWriter, read_shard_record
+from operators.index.library import faiss
+from operators.index.snapshot import FragmentRows, ShardRecord, shard_file
+from operators.index.spec import ivf_of
+from operators.index.trained import Trained, write_faiss
+from operators.index.truth import HeldOut, TruthCollector, store_truth
+from operators.index.vectors import Vectors, VectorSpace, read_blocks
+from operators.storage import Location, StorageError, delete, exists, sha256_of, size_of, stored_sha256, upload
+from operators.store.dataset import Identity
+from operators.store.fragments import FragmentRecord
+
+BUILDER_VERSION = 1
+_DISTANCE_EVERY = 16  # drift is measured on every 16th vector: it costs a second look-up of its list
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentPart:
+    """What a shard takes of a fragment: all its rows, or some of them."""
+
+    record: FragmentRecord
+    rows: NDArray[np.int32] | None = None  # ascending row numbers; None = all
+
+    @property
+    def num_rows(self) -> int:
+        """Vectors that it gives."""
+        return self.record.chunks if self.rows is None else len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """A shard to build; its key follows from what goes into it, so that whoever builds it writes the same."""
+
+    key: str
+    parts: tuple[FragmentPart, ...]
+
+    @staticmethod
+    def of(parts: Sequence[FragmentPart], trained_sha256: str, keep: Sequence[str]) -> ShardPlan:
+        """Name a shard by its content."""
+        digest = hashlib.blake2b(json.dumps([BUILDER_VERSION, trained_sha256, list(keep)]).encode(), digest_size=12)
+        for part in parts:
+            digest.update(part.record.key.encode())
+            if part.rows is not None:
+                digest.update(part.rows.astype("<i4").tobytes())
+        return ShardPlan(digest.hexdigest(), tuple(parts))
+
+    @property
+    def num_rows(self) -> int:
+        """Vectors of the shard."""
+        return sum(part.num_rows for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSetup:
+    """What every builder is told."""
+
+    index: Location
+    dataset: Location
+    identity: Identity
+    space: VectorSpace
+    keep: pa.Schema
+    queries: HeldOut | None
+    local_dir: str | None
+
+
+def finished_shard(index: Location, key: str) -> ShardRecord | None:
+    """The record of a shard that is on storage whole, or None: its id map is written last and names the rest."""
+    ids = shard_file(index, key, "ids.parquet")
+    if not exists(ids):
+        return None
+    record = read_shard_record(ids)
+    file = shard_file(index, key)
+    if record is None or not exists(file) or size_of(file) != record.bytes:
+        return None
+    return record.model_copy(update={"ids_bytes": size_of(ids), "ids_sha256": stored_sha256(ids)})
+
+
+def build_shard(plan: ShardPlan, trained: Trained, setup: BuildSetup) -> ShardRecord:
+    """Build one shard and put it on storage; returns its record. `trained` is used up.
+
+    Raises InputError for vectors that cannot be indexed, OSError where disk or storage fail; then nothing of the shard
+    can be seen.
+    """
+    started = time.process_time()
+    sweep_scratch(setup.local_dir)
+    with scratch_folder(setup.local_dir) as folder:
+        writer = ShardWriter(trained, setup, Path(folder))
+        for part in plan.parts:
+            for block in read_blocks(
+                setup.dataset, setup.identity, setup.space, part.record, (*ID_COLUMNS, *setup.keep.names)
+            ):
+                rows = np.arange(block.start, block.start + len(block.vectors), dtype=np.int32)
+                table, vectors = block.table, block.vectors
+                if part.rows is not None:
+                    inside = np.isin(rows, part.rows, assume_unique=True)
+                    rows, table, vectors = rows[inside], table.filter(pa.array(inside)), vectors[inside]
+                writer.add(part.record.key, rows, table, vectors)
+        return writer.finish(plan, started)
+
+
+class ShardWriter:
+    """Takes blocks of vectors, and leaves a shard on storage."""
+
+    def __init__(self, trained: Trained, setup: BuildSetup, folder: Path) -> None:
+        self._trained, self._setup, self._folder = trained, setup, folder
+        self._ids = IdsWriter(folder / "ids.parquet", setup.keep)
+        self._truth = TruthCollector(setup.queries, setup.space.metric) if setup.queries else None
+        self._rows: dict[str, int] = {}
+        self._distances: list[tuple[float, int]] = []
+
+    def add(self, fragment: str, rows: NDArray[np.int32], table: pa.Table, vectors: Vectors) -> None:
+        """Add rows of a fragment with their vectors."""
+        self._rows[fragment] = self._rows.get(fragment, 0) + len(rows)
+        if not len(rows):
+            return
+        self.add_vectors(vectors, table)
+        self._ids.add_rows(fragment, rows, table)
+
+    def add_vectors(self, vectors: Vectors, ids: pa.Table) -> None:
+        """Add vectors to the index and compare the held-out queries with them; the id map is the caller's."""
+        first = int(self._trained.index.ntotal)
+        self._trained.index.add(vectors)
+        sample = vectors[::_DISTANCE_EVERY]
+        distance = self._trained.mean_distance(sample)
+        if distance is not None:
+            self._distances.append((distance, len(sample)))
+        if self._truth is not None:
+            self._truth.add(vectors, ids, first)
+
+    def finish(self, plan: ShardPlan, started: float) -> ShardRecord:
+        """Write the files and put them on storage, the id map last: with it the shard exists."""
+        setup, index = self._setup, self._trained.index
+        assert index.ntotal == self._ids.rows, f"{index.ntotal} vectors, {self._ids.rows} ids"
+        _check_lists(index, self._trained)
+        local = self._folder / "shard.faiss"
+        self._write_without_centroids(local)
+        record = ShardRecord(
+            key=plan.key,
+            rows=self._ids.rows,
+            bytes=local.stat().st_size,
+            sha256=sha256_of(local),
+            trained_sha256=self._trained.sha256,
+            fragments=tuple(FragmentRows(key=key, rows=rows) for key, rows in self._rows.items()),
+            distance=_mean(self._distances),
+            cpu_seconds=round(time.process_time() - started, 3),
+        )
+        self._ids.close(record)
+        put_whole(local, shard_file(setup.index, plan.key), record.sha256)
+        if self._truth is not None and setup.queries is not None:
+            store_truth(truth_file(setup.index, plan.key, setup.queries), self._truth.finish())
+        ids = self._folder / "ids.parquet"
+        ids_sha256 = sha256_of(ids)
+        put_whole(ids, shard_file(setup.index, plan.key, "ids.parquet"), ids_sha256)
+        return record.model_copy(update={"ids_bytes": ids.stat().st_size, "ids_sha256": ids_sha256})
+
+    def _write_without_centroids(self, file: Path) -> None:
+        self._trained.assign_on_cpu()
+        ivf = None if self._trained.spec.is_binary else ivf_of(self._trained.index)
+        if ivf is None or _needs_centroids(ivf):
+            write_faiss(self._trained.index, self._trained.spec, file)
+            return
+        centroids, none = ivf.quantizer, faiss.IndexFlat(ivf.d, ivf.metric_type)  # a name each: faiss holds no reference
+        ivf.own_fields = False
+        ivf.quantizer = none
+        try:
+            write_faiss(self._trained.index, self._trained.spec, file)
+        finally:
+            ivf.quantizer = centroids
+
+
+def _needs_centroids(ivf: Any) -> bool:
+    """Whether faiss computes tables from the centroids while it reads the file."""
+    is_pq = isinstance(ivf, (faiss.IndexIVFPQ, faiss.IndexIVFPQFastScan))
+    return is_pq and ivf.by_residual and ivf.metric_type == faiss.METRIC_L2
+
+
+def _check_lists(index: Any, trained: Trained) -> None:
+    """faiss drops what it cannot assign to a list without a word."""
+    core = index if trained.spec.is_binary else ivf_of(index)
+    if core is not None and hasattr(core, "invlists"):
+        held = sum(core.invlists.list_size(i) for i in range(core.nlist)) if core.nlist < 1 << 16 else core.ntotal
+        assert held == core.ntotal, f"the lists hold {held} of {core.ntotal} vectors"
+
+
+def put_whole(local: Path, location: Location, sha256: str) -> None:
+    """Upload a file and read it back; what does not read back as it was is removed."""
+    upload(local, location)
+    if stored_sha256(location) != sha256:
+        delete(location)
+        raise StorageError(5, f"run again: {location} did not read back as it was written; it was removed")
+
+
+def truth_file(index: Location, key: str, queries: HeldOut) -> Location:
+    """Where a shard's exact neighbours of these queries lie."""
+    return index / "recall" / f"{key}.{queries.digest}.parquet"
+
+
+def _mean(parts: Iterable[tuple[float, int]]) -> float | None:
+    total = [(value * weight, weight) for value, weight in parts]
+    return sum(v for v, _ in total) / sum(w for _, w in total) if total else None
+
+
+_SCRATCH = "embedfleet-shard-"
+
+
+def scratch_folder(local_dir: str | None) -> tempfile.TemporaryDirectory[str]:
+    """A folder on this machine's disk that carries its process's number, so that the next one can clear up after it."""
+    if local_dir:
+        os.makedirs(local_dir, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=local_dir)
+
+
+def sweep_scratch(local_dir: str | None) -> None:
+    """Remove the folders of builders that were killed; gigabytes that nobody else would remove."""
+    for folder in Path(local_dir or tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        pid = folder.name.removeprefix(_SCRATCH).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,198 @@
+"""Some shards of an index in one process, searched as one; and how the answers of several groups become one.
+
+    candidates of every group -> merge -> [finer scores of every group -> rank] -> look up ids
+
+The steps are the same whether one process holds all shards (`Index`) or many workers hold some each: with the same
+trained index the result does not depend on how the vectors are spread. A vector's id is shard number << 40 | ordinal.
+
+Shapes: Q queries of D components, K results, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from operators.index.filters import parse_filter
+from operators.index.ids import IdMap
+from operators.index.library import faiss, use_threads
+from operators.index.shard import Mask, Shard
+from operators.index.snapshot import IndexSnapshot, Settings, ShardRecord, shard_file
+from operators.index.trained import open_trained
+from operators.index.vectors import Vectors
+from operators.storage import Location, read_bytes
+from operators.storage.cache import Cache
+
+SHARD_BITS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best of each query, best first; id -1 where there are fewer."""
+
+    scores_QK: NDArray[np.float32]
+    ids_QK: NDArray[np.int64]
+
+
+class ShardGroup:
+    """These shards (by their number in the snapshot), opened; files that are not local are fetched into the cache."""
+
+    def __init__(
+        self,
+        index: Location,
+        snapshot: IndexSnapshot,
+        numbers: Sequence[int],
+        cache: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None:
+            use_threads(threads)
+        self._spec = snapshot.identity.spec
+        self._cache = Cache.at(cache)
+        self._trained = open_trained(index, snapshot.trained, self._spec, self._cache)
+        self._shards = {n: _open_shard(index, snapshot.shards[n], self._trained, self._cache) for n in numbers}
+        self._live = {n: _live_mask(index, snapshot.shards[n]) for n in numbers}
+        self._masks: dict[str, dict[int, Mask]] = {}
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the id maps."""
+        return next((list(shard.ids.schema.names) for shard in self._shards.values()), [])
+
+    def select(self, filter_text: str | None) -> int:
+        """Vectors that are not deleted and match a filter; raises InputError for a filter that cannot be."""
+        return sum(
+            shard.record.rows if mask is None else int(mask.sum())
+            for shard, mask in ((self._shards[n], self._mask(n, filter_text)) for n in self._shards)
+        )
+
+    def candidates(self, queries_QD: Vectors, k: int, settings: Settings, filter_text: str | None = None) -> Found:
+        """The k best of this group by the codes of its shards."""
+        prepared = self._trained.prepare(queries_QD, settings.nprobe)
+        parts = []
+        for number, shard in self._shards.items():
+            scores_QK, ordinals_QK = shard.candidates(prepared, k, settings, self._mask(number, filter_text))
+            parts.append(Found(scores_QK, _with_shard(number, ordinals_QK)))
+        return merge(parts, k, self._spec.larger_is_better, len(queries_QD))
+
+    def rescore(self, queries_QD: Vectors, ids_QC: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The finer scores of those ids that belong to this group, NaN for the others."""
+        scores_QC = np.full(ids_QC.shape, np.nan, np.float32)
+        for number, shard in self._shards.items():
+            mine = (ids_QC >> SHARD_BITS) == number
+            rows = np.flatnonzero(mine.any(axis=1))
+            if len(rows):
+                ordinals = np.where(mine[rows], _ordinals(ids_QC[rows]), -1)
+                found = shard.rescore(queries_QD[rows], ordinals)
+                scores_QC[rows] = np.where(mine[rows], found, scores_QC[rows])
+        return scores_QC
+
+    def look_up(self, ids: NDArray[np.int64], columns: Sequence[str]) -> tuple[NDArray[np.int64], pa.Table]:
+        """Rows of the id maps for those ids that belong to this group, with their places in `ids`."""
+        numbers = ids >> SHARD_BITS
+        places, tables = [], []
+        for number, shard in self._shards.items():
+            at = np.flatnonzero((numbers == number) & (ids >= 0))
+            places.append(at)
+            tables.append(_plain(shard.ids.take(_ordinals(ids[at]), columns)))
+        return np.concatenate(places), pa.concat_tables(tables)
+
+    def find(self, doc_id: str) -> list[tuple[int, int]]:
+        """(shard number, ordinal) of the live vectors of a document."""
+        found = []
+        for number, shard in self._shards.items():
+            live = self._live[number]
+            found += [(number, int(row)) for row in shard.ids.find(doc_id) if live is None or live[row]]
+        return found
+
+    def _mask(self, number: int, filter_text: str | None) -> Mask | None:
+        live = self._live[number]
+        if filter_text is None:
+            return live
+        if filter_text not in self._masks:
+            self._masks = {filter_text: {}}  # one filter at a time: masks are a byte a vector
+        masks = self._masks[filter_text]
+        if number not in masks:
+            ids = self._shards[number].ids
+            matches = ids.mask(parse_filter(filter_text, ids.schema))
+            masks[number] = matches if live is None else matches & live
+        return masks[number]
+
+
+def _open_shard(index: Location, record: ShardRecord, trained: object, cache: Cache) -> Shard:
+    file = cache.fetch(shard_file(index, record.key), record.sha256, record.bytes)
+    location = shard_file(index, record.key, "ids.parquet")
+    ids = cache.fetch(location, record.ids_sha256, record.ids_bytes)
+    return Shard(trained, record, file, IdMap(ids, cache.scratch, record.ids_sha256))  # type: ignore[arg-type]
+
+
+def _live_mask(index: Location, record: ShardRecord) -> Mask | None:
+    if record.deletions is None:
+        return None
+    mask = np.ones(record.rows, bool)
+    mask[dead_ordinals(index, record)] = False
+    return mask
+
+
+def dead_ordinals(index: Location, record: ShardRecord) -> NDArray[np.int64]:
+    """The ordinals of a shard's deleted vectors, ascending."""
+    if record.deletions is None:
+        return np.empty(0, np.int64)
+    table = pq.read_table(pa.BufferReader(read_bytes(index / record.deletions.path)))
+    dead: NDArray[np.int64] = table["ordinal"].to_numpy()
+    return dead
+
+
+def merge(parts: Sequence[Found], k: int, largest: bool, num_queries: int) -> Found:
+    """The k best of several answers to the same queries."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        worst = -np.inf if largest else np.inf
+        return Found(np.full((num_queries, k), worst, np.float32), np.full((num_queries, k), -1, np.int64))
+    scores = np.stack([part.scores_QK for part in parts])
+    ids = np.stack([part.ids_QK for part in parts])
+    return Found(*faiss.merge_knn_results(scores, ids, keep_max=largest))
+
+
+def rank(candidates: Found, finer: Sequence[NDArray[np.float32]], k: int, largest: bool) -> Found:
+    """Order candidates by their finer scores, each given by the group that it belongs to; the k best."""
+    scores_QC = finer[0]
+    for more in finer[1:]:
+        scores_QC = np.where(np.isnan(scores_QC), more, scores_QC)
+    worst = np.float32(-np.inf if largest else np.inf)
+    scores_QC = np.where(candidates.ids_QK >= 0, scores_QC, worst)
+    order = np.argsort(-scores_QC if largest else scores_QC, axis=1, kind="stable")[:, :k]
+    return Found(np.take_along_axis(scores_QC, order, 1), np.take_along_axis(candidates.ids_QK, order, 1))
+
+
+
+def settings_for(settings: Settings, selected: int, total: int) -> Settings:
+    """Settings for a filter that lets `selected` of `total` vectors pass: as many looked at as without it."""
+    if selected >= total or not selected:
+        return settings
+    factor = total / selected
+    return settings.model_copy(
+        update={"nprobe": int(np.ceil(settings.nprobe * factor)), "ef": int(np.ceil(settings.ef * min(factor, 16)))}
+    )
+
+
+def _with_shard(number: int, ordinals_QK: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.where(ordinals_QK >= 0, (np.int64(number) << SHARD_BITS) | ordinals_QK, -1)
+
+
+def _ordinals(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    return ids & ((1 << SHARD_BITS) - 1)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The same without dictionaries, which differ from shard to shard."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.name, table[field.name].cast(field.type.value_type))
+    return table

@@ -1,0 +1,144 @@
+"""An index folder, opened in this process: for notebooks, services and one-off questions. No Ray.
+
+from operators.index import open_index
+index = open_index("s3://bucket/index")
+index.search(vectors, k=10)            # a table: query, rank, doc_id, chunk, score
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from operators.errors import InputError
+from operators.index.group import Found, ShardGroup, rank, settings_for
+from operators.index.snapshot import IndexIdentity, IndexSnapshot, Settings, read_index
+from operators.index.spec import make_index, take_apart
+from operators.index.vectors import Vectors
+from operators.storage import Location, locate
+
+RESULT_COLUMNS = ("doc_id", "chunk")
+
+
+class Index:
+    """A snapshot of an index with all its shards."""
+
+    def __init__(
+        self, location: Location, snapshot: IndexSnapshot, cache: str | None = None, threads: int | None = None
+    ) -> None:
+        self.location, self.snapshot = location, snapshot
+        self._group = ShardGroup(location, snapshot, range(len(snapshot.shards)), cache, threads)
+        self._has_refine = has_refine_store(snapshot.identity)
+
+    @property
+    def identity(self) -> IndexIdentity:
+        """Spec, metric, dimension and model."""
+        return self.snapshot.identity
+
+    @property
+    def num_vectors(self) -> int:
+        """Vectors that can be found."""
+        return self.snapshot.num_vectors
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that results and filters can have."""
+        return self._group.columns
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that the index was tuned to."""
+        return tuned_settings(self.snapshot)
+
+    def search(
+        self,
+        vectors: Any,
+        k: int = 10,
+        filter: str | None = None,
+        columns: Sequence[str] = (),
+        settings: Settings | None = None,
+    ) -> pa.Table:
+        """The k nearest documents of each vector ([Q, D], or [D] for one), best first.
+
+        Returns query (0-based), rank (from 1), doc_id, chunk, score and `columns`; a query has fewer than k rows where
+        so few vectors match. Scores are cosines, inner products, squared distances or Hamming distances, by the
+        index's metric. Raises InputError for vectors of another size, or not finite.
+        """
+        queries_QD = self.identity.space.prepared(np.atleast_2d(np.asarray(vectors)), "the queries")
+        check_columns(columns, self.columns)
+        found = self.find(queries_QD, k, settings or self.settings, filter)
+        query, place = np.nonzero(found.ids_QK >= 0)
+        places, table = self._group.look_up(found.ids_QK[query, place], [*RESULT_COLUMNS, *columns])
+        table = table.take(pa.array(np.argsort(places)))
+        return result_table(pa.array(query), "query", place, found.scores_QK[query, place], table)
+
+    def find(self, queries_QD: Vectors, k: int, settings: Settings, filter: str | None = None) -> Found:
+        """Scores and ids of the k nearest; `queries_QD` as `VectorSpace.prepared` returns them."""
+        if k < 1:
+            raise InputError(f"ask for at least one result: k is {k}")
+        if filter is not None:
+            settings = settings_for(settings, self._group.select(filter), self.snapshot.num_vectors)
+        if not self._has_refine:
+            return self._group.candidates(queries_QD, k, settings, filter)
+        candidates = self._group.candidates(queries_QD, k * settings.k_factor, settings, filter)
+        finer = self._group.rescore(queries_QD, candidates.ids_QK)
+        return rank(candidates, [finer], k, self.identity.spec.larger_is_better)
+
+    def find_document(self, doc_id: str, columns: Sequence[str]) -> pa.Table:
+        """The vectors of a document: `columns` of the id maps, and the number of the shard of each."""
+        found = self._group.find(doc_id)
+        ids = np.array([(shard << 40) | row for shard, row in found], np.int64)
+        places, table = self._group.look_up(ids, list(columns))
+        shards = pa.array([found[int(i)][0] for i in places], pa.int64())
+        return table.append_column("shard", shards)
+
+
+def open_index(
+    path: str,
+    storage_options: Mapping[str, Any] | None = None,
+    snapshot: int | None = None,
+    cache: str | None = None,
+    threads: int | None = None,
+) -> Index:
+    """Open an index folder, its newest snapshot or a named one, wherever it lies.
+
+    Shards on this machine's disk are mapped where they are; others are fetched into the folder `cache` once. Every
+    file's hash is checked before faiss reads it: InputError names the one that is damaged or gone.
+    """
+    location = locate(path, storage_options)
+    return Index(location, read_index(location, snapshot), cache, threads)
+
+
+def tuned_settings(snapshot: IndexSnapshot) -> Settings:
+    """The settings that recall was measured for; faiss's own where it was not."""
+    return snapshot.recall.chosen.settings if snapshot.recall is not None else Settings(nprobe=16, k_factor=8)
+
+
+def has_refine_store(identity: IndexIdentity) -> bool:
+    """Whether candidates are ranked by a finer store."""
+    return not identity.spec.is_binary and take_apart(make_index(identity.spec)).refine is not None
+
+
+def check_columns(columns: Sequence[str], there: Sequence[str]) -> None:
+    """Raise InputError for a column that the id maps do not have."""
+    for name in columns:
+        if name not in there:
+            raise InputError(f"choose other columns: the index has no {name!r}, it has {', '.join(there)}")
+
+
+def result_table(query: pa.Array, query_name: str, place: Any, scores: Any, found: pa.Table) -> pa.Table:
+    """The rows of a result: query, rank from 1, doc_id, chunk, score, further columns."""
+    more = {name: found[name] for name in found.column_names if name not in RESULT_COLUMNS}
+    return pa.table(
+        {
+            query_name: query,
+            "rank": pa.array(place + 1, pa.int32()),
+            "doc_id": found["doc_id"],
+            "chunk": found["chunk"],
+            "score": pa.array(scores, pa.float32()),
+            **more,
+        }
+    )

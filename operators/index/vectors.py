@@ -1,0 +1,147 @@
+"""The vectors of an embeddings dataset, in the form that faiss takes, with every one of them checked.
+
+Shapes: N vectors of D components; binary vectors are D / 8 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from operators.errors import InputError
+from operators.index.spec import Metric
+from operators.storage import Location, open_input
+from operators.store.dataset import Identity
+from operators.store.fragments import FragmentRecord, data_file
+
+Vectors = NDArray[Any]  # float32 [N, D], or uint8 [N, D / 8] for binary vectors
+ROWS_PER_BLOCK = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class VectorSpace:
+    """How stored vectors become those that are searched; the same for documents and queries."""
+
+    dim: int
+    dtype: str  # of the dataset: float32, float16, int8, binary
+    scale: float | None  # int8: vector = code * scale
+    metric: Metric
+
+    @staticmethod
+    def of(identity: Identity, metric: Metric) -> VectorSpace:
+        """The space of a dataset's vectors under a metric."""
+        return VectorSpace(identity.dim, identity.dtype, identity.scale, metric)
+
+    @property
+    def width(self) -> int:
+        """Numbers in a stored vector."""
+        return self.dim // 8 if self.dtype == "binary" else self.dim
+
+    def from_column(self, column: pa.ChunkedArray | pa.Array, where: str) -> Vectors:
+        """A column of stored vectors; raises InputError naming `where` and the row of a vector that cannot be used."""
+        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+        parts = [self._from_chunk(chunk, where) for chunk in chunks if len(chunk)]
+        if not parts:
+            return np.empty((0, self.width), np.uint8 if self.dtype == "binary" else np.float32)
+        return self.prepared(np.concatenate(parts) if len(parts) > 1 else parts[0], where)
+
+    def prepared(self, vectors: Vectors, where: str) -> Vectors:
+        """Vectors checked, and scaled to length 1 for cosine; float32 [N, D] or uint8 [N, D / 8]."""
+        if vectors.ndim != 2 or vectors.shape[1] != self.width:
+            raise InputError(
+                f"give vectors of {self.width} numbers: {where} has shape {vectors.shape}; "
+                "a dataset or index of another model or size does not go with this one"
+            )
+        if self.dtype == "binary":
+            return np.ascontiguousarray(vectors, np.uint8)
+        values_ND = np.ascontiguousarray(vectors, np.float32)
+        # One pass: a sum is finite exactly if all its terms are (they are far from the largest float).
+        squares_N = np.einsum("nd,nd->n", values_ND, values_ND)
+        if not np.isfinite(squares_N).all():
+            row = int(np.flatnonzero(~np.isfinite(squares_N))[0])
+            raise InputError(
+                f"embed {where} again, or remove its row {row}: that vector holds NaN or infinity "
+                f"({int((~np.isfinite(squares_N)).sum())} such rows there)"
+            )
+        if self.metric == "cosine":
+            norms_N = np.sqrt(squares_N)
+            norms_N[norms_N == 0] = 1
+            values_ND = values_ND / norms_N[:, None]
+        return values_ND
+
+    def _from_chunk(self, chunk: pa.Array, where: str) -> Vectors:
+        if chunk.null_count:
+            raise InputError(f"embed {where} again: {chunk.null_count} of its vectors are missing (null)")
+        if not pa.types.is_fixed_size_list(chunk.type):
+            lengths = np.unique(chunk.value_lengths().to_numpy(zero_copy_only=False))
+            if len(lengths) != 1:
+                raise InputError(f"give vectors of one length: {where} has lengths {lengths[:5].tolist()}")
+        flat = chunk.flatten()
+        if flat.null_count:
+            raise InputError(f"embed {where} again: a component of a vector is missing (null)")
+        width = len(flat) // len(chunk)
+        values: Vectors = flat.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
+        if self.dtype == "int8":
+            assert self.scale is not None, "an int8 dataset has a scale"
+            return values.astype(np.float32) * np.float32(self.scale)
+        return values if self.dtype == "binary" else values.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows of one fragment; `start` is the number of the first of them in its data file."""
+
+    start: int
+    table: pa.Table  # the columns asked for, without the vectors
+    vectors: Vectors
+
+
+def read_blocks(
+    dataset: Location,
+    identity: Identity,
+    space: VectorSpace,
+    record: FragmentRecord,
+    columns: Sequence[str],
+    rows_per_block: int = ROWS_PER_BLOCK,
+) -> Iterator[Block]:
+    """A fragment's vectors in order, with other columns beside them; memory: one row group and one block.
+
+    Raises InputError where the file is not one of this dataset, is damaged, or holds what cannot be indexed.
+    """
+    location = data_file(dataset, record.key)
+    where = f"data/{record.key}.parquet"
+    try:
+        with open_input(location) as stream:
+            file = pq.ParquetFile(stream)
+            check_file(file, identity, record, where)
+            start = 0
+            for batch in file.iter_batches(rows_per_block, columns=[*columns, "embedding"]):
+                table = pa.Table.from_batches([batch])
+                vectors = space.from_column(table["embedding"], where)
+                yield Block(start, table.drop_columns(["embedding"]), vectors)
+                start += len(vectors)
+    except FileNotFoundError as error:
+        raise InputError(f"run embed again: {where} is gone from {dataset.url}, but its snapshot names it") from error
+    except pa.ArrowInvalid as error:
+        raise InputError(f"remove {where} and run embed again: it does not read ({error})") from error
+
+
+def check_file(file: pq.ParquetFile, identity: Identity, record: FragmentRecord, where: str) -> None:
+    """Raise InputError where a data file is not what the dataset and its snapshot say."""
+    schema = file.schema_arrow
+    stored = json.loads((schema.metadata or {}).get(b"embedfleet.dataset", b"{}"))
+    for name in ("fingerprint", "dim", "dtype", "scale"):
+        if name in stored and stored[name] != getattr(identity, name):
+            raise InputError(
+                f"embed into an output of its own: {where} has {name} {stored[name]}, "
+                f"its dataset has {getattr(identity, name)}; vectors of two models cannot share an index"
+            )
+    if file.metadata.num_rows != record.chunks:
+        raise InputError(f"run verify: {where} has {file.metadata.num_rows} vectors, its snapshot {record.chunks}")
