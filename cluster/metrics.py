@@ -70,6 +70,27 @@ class EmbedMetrics:
             self._mfu.set(mfu)
 
 
+class IndexMetrics:
+    """The metrics of index jobs."""
+
+    def __init__(self) -> None:
+        self._vectors = Counter("index_vectors_total", description="Vectors in shards built.", tag_keys=("job",))
+        self._shards = Counter("index_shards_total", description="Shards built.", tag_keys=("job",))
+        for metric in (self._vectors, self._shards):
+            metric.set_default_tags({"job": "index"})
+
+    def record(self, vectors: int) -> None:
+        """Add one shard; one without vectors was there already."""
+        _add(self._vectors, vectors, {})
+        _add(self._shards, 1 if vectors else 0, {})
+
+
+@functools.cache
+def index_metrics() -> IndexMetrics:
+    """This process's metrics of index jobs."""
+    return IndexMetrics()
+
+
 @functools.cache
 def embed_metrics(job: str) -> EmbedMetrics:
     """This process's metrics of a job; a second set under the same names would count apart."""

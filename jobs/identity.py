@@ -46,13 +46,8 @@ def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_be
         raise InputError(
             f"set output.dtype to another form: binary packs 8 components a byte, the model has {spec.dim}"
         )
-    facts = {
-        "embedder": spec.fingerprint,
-        "chunking": {"version": CHUNKER_VERSION, **config.chunking.model_dump()},
-        "dtype": config.output.dtype,
-    }
     return Identity(
-        fingerprint=mapping_digest(facts),
+        fingerprint=dataset_fingerprint(config, spec),
         model=spec.model,
         dim=spec.dim,
         dtype=config.output.dtype,
@@ -61,3 +56,13 @@ def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_be
         keep_schema=keep_schema,
         pack_below_bytes=pack_below_bytes,
     )
+
+
+def dataset_fingerprint(config: EmbedConfig, spec: EmbedderSpec) -> str:
+    """The fingerprint of all that determines the vectors of a dataset."""
+    facts = {
+        "embedder": spec.fingerprint,
+        "chunking": {"version": CHUNKER_VERSION, **config.chunking.model_dump()},
+        "dtype": config.output.dtype,
+    }
+    return mapping_digest(facts)

@@ -11,15 +11,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from operators.errors import InputError
 from operators.index.ids import ID_COLUMNS, IdsWriter, read_shard_record
 from operators.index.library import faiss
 from operators.index.snapshot import FragmentRows, ShardRecord, shard_file
@@ -27,9 +30,19 @@ from operators.index.spec import ivf_of
 from operators.index.trained import Trained, write_faiss
 from operators.index.truth import HeldOut, TruthCollector, store_truth
 from operators.index.vectors import Vectors, VectorSpace, read_blocks
-from operators.storage import Location, StorageError, delete, exists, sha256_of, size_of, stored_sha256, upload
+from operators.storage import (
+    Location,
+    StorageError,
+    delete,
+    exists,
+    open_input,
+    sha256_of,
+    size_of,
+    stored_sha256,
+    upload,
+)
 from operators.store.dataset import Identity
-from operators.store.fragments import FragmentRecord
+from operators.store.fragments import FragmentRecord, data_file, read_record
 
 BUILDER_VERSION = 1
 _DISTANCE_EVERY = 16  # drift is measured on every 16th vector: it costs a second look-up of its list
@@ -81,7 +94,8 @@ class BuildSetup:
     space: VectorSpace
     keep: pa.Schema
     queries: HeldOut | None
-    local_dir: str | None
+    local_dir: str | None = None  # for shards under construction; None = the system's
+    cache_dir: str | None = None  # for fetched files; None = the system's
 
 
 def finished_shard(index: Location, key: str) -> ShardRecord | None:
@@ -107,16 +121,46 @@ def build_shard(plan: ShardPlan, trained: Trained, setup: BuildSetup) -> ShardRe
     with scratch_folder(setup.local_dir) as folder:
         writer = ShardWriter(trained, setup, Path(folder))
         for part in plan.parts:
-            for block in read_blocks(
-                setup.dataset, setup.identity, setup.space, part.record, (*ID_COLUMNS, *setup.keep.names)
-            ):
-                rows = np.arange(block.start, block.start + len(block.vectors), dtype=np.int32)
-                table, vectors = block.table, block.vectors
-                if part.rows is not None:
-                    inside = np.isin(rows, part.rows, assume_unique=True)
-                    rows, table, vectors = rows[inside], table.filter(pa.array(inside)), vectors[inside]
+            for rows, table, vectors in _blocks(part, setup):
                 writer.add(part.record.key, rows, table, vectors)
         return writer.finish(plan, started)
+
+
+def _blocks(part: FragmentPart, setup: BuildSetup) -> Iterator[tuple[NDArray[np.int32], pa.Table, Vectors]]:
+    """Row numbers, id columns and vectors of what a shard takes of a fragment."""
+    columns = (*ID_COLUMNS, *setup.keep.names)
+    for block in read_blocks(setup.dataset, setup.identity, setup.space, part.record, columns):
+        rows = np.arange(block.start, block.start + len(block.vectors), dtype=np.int32)
+        if part.rows is None:
+            yield rows, block.table, block.vectors
+            continue
+        inside = np.isin(rows, part.rows, assume_unique=True)
+        yield rows[inside], block.table.filter(pa.array(inside)), block.vectors[inside]
+
+
+def collect_truth(record: ShardRecord, setup: BuildSetup) -> None:
+    """Find the exact neighbours of `setup.queries` in a shard that is built, from the embeddings that it came from.
+
+    Raises InputError where those are gone: only building the shard anew helps then.
+    """
+    assert setup.queries is not None, "there are queries to find neighbours of"
+    truth, first = TruthCollector(setup.queries, setup.space.metric), 0
+    with open_input(shard_file(setup.index, record.key, "ids.parquet")) as stream:
+        origin = pq.ParquetFile(stream, page_checksum_verification=True).read(columns=["fragment", "row"])
+    fragments, rows = origin["fragment"].cast(pa.string()), origin["row"].to_numpy()
+    for part in record.fragments:
+        mine = pc.equal(fragments, part.key).to_numpy().astype(bool)
+        try:
+            source = read_record(data_file(setup.dataset, part.key))
+        except FileNotFoundError:
+            raise InputError(
+                f"set update.mode: rebuild, or measure with the queries of before: data/{part.key}.parquet is gone, "
+                f"so the exact neighbours of new queries in shard {record.key} cannot be found"
+            ) from None
+        for _, table, vectors in _blocks(FragmentPart(source, rows[mine]), setup):
+            truth.add(vectors, table, first)
+            first += len(vectors)
+    store_truth(truth_file(setup.index, record.key, setup.queries), truth.finish())
 
 
 class ShardWriter:
@@ -163,6 +207,7 @@ class ShardWriter:
             trained_sha256=self._trained.sha256,
             fragments=tuple(FragmentRows(key=key, rows=rows) for key, rows in self._rows.items()),
             distance=_mean(self._distances),
+            is_patch=any(part.rows is not None for part in plan.parts),
             cpu_seconds=round(time.process_time() - started, 3),
         )
         self._ids.close(record)
@@ -180,7 +225,10 @@ class ShardWriter:
         if ivf is None or _needs_centroids(ivf):
             write_faiss(self._trained.index, self._trained.spec, file)
             return
-        centroids, none = ivf.quantizer, faiss.IndexFlat(ivf.d, ivf.metric_type)  # a name each: faiss holds no reference
+        centroids, none = (
+            ivf.quantizer,
+            faiss.IndexFlat(ivf.d, ivf.metric_type),
+        )  # a name each: faiss holds no reference
         ivf.own_fields = False
         ivf.quantizer = none
         try:

@@ -10,6 +10,7 @@ Shapes: Q queries of D components, K results, C candidates.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from operators.errors import InputError
 from operators.index.filters import parse_filter
 from operators.index.ids import IdMap
 from operators.index.library import faiss, use_threads
@@ -56,7 +58,7 @@ class ShardGroup:
         self._cache = Cache.at(cache)
         self._trained = open_trained(index, snapshot.trained, self._spec, self._cache)
         self._shards = {n: _open_shard(index, snapshot.shards[n], self._trained, self._cache) for n in numbers}
-        self._live = {n: _live_mask(index, snapshot.shards[n]) for n in numbers}
+        self._live = {n: live_mask(index, snapshot.shards[n]) for n in numbers}
         self._masks: dict[str, dict[int, Mask]] = {}
 
     @property
@@ -79,6 +81,11 @@ class ShardGroup:
             scores_QK, ordinals_QK = shard.candidates(prepared, k, settings, self._mask(number, filter_text))
             parts.append(Found(scores_QK, _with_shard(number, ordinals_QK)))
         return merge(parts, k, self._spec.larger_is_better, len(queries_QD))
+
+    def scanned(self, queries_QD: Vectors, settings: Settings) -> float:
+        """Vectors that a query is compared with, in the mean; for graphs the candidates that are kept."""
+        prepared = self._trained.prepare(queries_QD, settings.nprobe)
+        return sum(shard.scanned(prepared, settings) for shard in self._shards.values())
 
     def rescore(self, queries_QD: Vectors, ids_QC: NDArray[np.int64]) -> NDArray[np.float32]:
         """The finer scores of those ids that belong to this group, NaN for the others."""
@@ -131,7 +138,8 @@ def _open_shard(index: Location, record: ShardRecord, trained: object, cache: Ca
     return Shard(trained, record, file, IdMap(ids, cache.scratch, record.ids_sha256))  # type: ignore[arg-type]
 
 
-def _live_mask(index: Location, record: ShardRecord) -> Mask | None:
+def live_mask(index: Location, record: ShardRecord) -> Mask | None:
+    """Which vectors of a shard are not deleted; None = all."""
     if record.deletions is None:
         return None
     mask = np.ones(record.rows, bool)
@@ -143,7 +151,12 @@ def dead_ordinals(index: Location, record: ShardRecord) -> NDArray[np.int64]:
     """The ordinals of a shard's deleted vectors, ascending."""
     if record.deletions is None:
         return np.empty(0, np.int64)
-    table = pq.read_table(pa.BufferReader(read_bytes(index / record.deletions.path)))
+    payload = read_bytes(index / record.deletions.path)
+    if hashlib.sha256(payload).hexdigest() != record.deletions.sha256:
+        raise InputError(
+            f"restore {index / record.deletions.path} or build the index again: it is not what was written"
+        )
+    table = pq.read_table(pa.BufferReader(payload))
     dead: NDArray[np.int64] = table["ordinal"].to_numpy()
     return dead
 
@@ -169,7 +182,6 @@ def rank(candidates: Found, finer: Sequence[NDArray[np.float32]], k: int, larges
     scores_QC = np.where(candidates.ids_QK >= 0, scores_QC, worst)
     order = np.argsort(-scores_QC if largest else scores_QC, axis=1, kind="stable")[:, :k]
     return Found(np.take_along_axis(scores_QC, order, 1), np.take_along_axis(candidates.ids_QK, order, 1))
-
 
 
 def settings_for(settings: Settings, selected: int, total: int) -> Settings:

@@ -74,6 +74,17 @@ class Shard:
         scores_QK[ordinals_QK < 0] = -np.inf if self._spec.larger_is_better else np.inf
         return scores_QK, ordinals_QK
 
+    def scanned(self, queries: Prepared, settings: Settings) -> float:
+        """Vectors that a query is compared with, in the mean; for graphs the candidates that are kept."""
+        core = self.parts.core
+        if queries.lists_QP is not None:
+            sizes = np.array([core.invlists.list_size(i) for i in range(core.nlist)])
+            return float(sizes[queries.lists_QP].sum() / max(1, len(queries.lists_QP)))
+        if isinstance(core, faiss.IndexBinaryIVF):
+            return float(self.record.rows * min(1.0, settings.nprobe / core.nlist))
+        is_graph = isinstance(core, (faiss.IndexHNSW, faiss.IndexBinaryHNSW))
+        return float(min(self.record.rows, settings.ef) if is_graph else self.record.rows)
+
     def rescore(self, queries_QD: Vectors, ordinals_QC: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of these vectors by the finer store, in the order given; only where an ordinal is not -1."""
         refine = self.parts.refine

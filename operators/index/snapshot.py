@@ -89,6 +89,7 @@ class ShardRecord(Record):
     distance: float | None = None  # mean distance of its vectors to their centroid (drift)
     cpu_seconds: float = 0.0  # that building took
     deletions: Deletions | None = None
+    is_patch: bool = False  # it holds some rows of its fragments, not all
 
     @property
     def live_rows(self) -> int:
@@ -152,6 +153,7 @@ class IndexSnapshot(Record):
     shards: tuple[ShardRecord, ...]
     replaced: dict[str, tuple[str, ...]] = {}  # fragment that is gone -> those that hold its surviving rows now
     recall: Recall | None = None
+    queries: str = ""  # how the held-out queries were chosen
 
     @property
     def num_vectors(self) -> int:

@@ -1,20 +1,14 @@
-"""report.html: one file that needs nothing else, no network and no scripts, to be opened years later.
-
-Whatever comes from outside (config values, paths, reasons, notes) goes through `_text`, and the page's own
-Content-Security-Policy forbids scripts and loading, so that a document id with markup in it stays what it is: text.
-"""
+"""report.html: one file that needs nothing else, no network and no scripts, to be opened years later."""
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from operators.planning.estimate import Estimate
 from operators.planning.expansion import Interval
-from operators.report import plots
-from operators.report.figures import count, duration, files, money, percent, plus_minus, printable, size
+from operators.report import markup, plots
+from operators.report.figures import count, duration, files, money, percent, plus_minus, size
 from operators.report.summary import Comparison, RunReport, compare
 from operators.report.text import figure
 
@@ -28,29 +22,28 @@ def report_page(report: RunReport) -> str:
     panels = []
     if report.throughput:
         svg = plots.throughput_svg(report.throughput, report.tokens_per_second, planned_speed)
-        panels.append(_panel("Tokens per second", svg, "real tokens, padding not counted"))
+        panels.append(markup.panel("Tokens per second", svg, "real tokens, padding not counted"))
     if any(counts.lengths):
         # The plan is of the whole dataset: its outline fits only a run that embedded all of it.
         planned = plan.lengths if plan is not None and not report.fragments.skipped else ()
-        panels.append(_panel("Chunk lengths", plots.lengths_svg(counts.lengths, planned), "chunks by number of tokens"))
+        svg = plots.lengths_svg(counts.lengths, planned)
+        panels.append(markup.panel("Chunk lengths", svg, "chunks by number of tokens"))
     if counts.seconds:
-        panels.append(_panel("Stages", plots.stages_svg(counts.seconds), "busy time, all workers together"))
+        panels.append(markup.panel("Stages", plots.stages_svg(counts.seconds), "busy time, all workers together"))
     if report.rejected_reasons:
-        panels.append(_panel("Rejected rows", plots.reasons_svg(report.rejected_reasons), "rows by reason"))
+        panels.append(markup.panel("Rejected rows", plots.reasons_svg(report.rejected_reasons), "rows by reason"))
     body = [
-        _head(f"{report.job} · {report.model}", f"{report.started} to {report.finished} · {report.output}"),
-        _cards(_report_cards(report)),
-        _notes(report.notes),
+        markup.head(f"{report.job} · {report.model}", f"{report.started} to {report.finished} · {report.output}"),
+        markup.cards(_report_cards(report)),
+        markup.notes(report.notes),
         _comparison(compare(report)),
         f'<div class="panels">{"".join(panels)}</div>',
         _reasons(report),
-        _section("Run", _facts(_report_facts(report))),
-        _section("Versions", _facts(report.versions)) if report.versions else "",
-        _section(
-            "Config", f"<pre>{_text(json.dumps(report.config, indent=2, ensure_ascii=False, default=str), True)}</pre>"
-        ),
+        markup.section("Run", markup.facts(_report_facts(report))),
+        markup.section("Versions", markup.facts(report.versions)) if report.versions else "",
+        markup.config_section(report.config),
     ]
-    return _page(f"{report.job} report", body)
+    return markup.page(f"{report.job} report", body)
 
 
 def plan_page(plan: Estimate, config: Mapping[str, Any]) -> str:
@@ -79,16 +72,17 @@ def plan_page(plan: Estimate, config: Mapping[str, Any]) -> str:
         [name, figure(at.value, unit), _bounds(at, unit), plus_minus(at), _whisker(at, None)] for name, at, unit in rows
     ]
     sampled = f"read {plan.sampled_rows:,} rows of {plan.sampled_units:,} of {plan.num_units:,} units"
-    table = _table(("quantity", "estimate", "95 % interval", "error", ""), cells, raw_last=True)
+    table = markup.table(("quantity", "estimate", "95 % interval", "error", ""), cells, raw_last=True)
+    lengths = markup.panel("Chunk lengths", plots.lengths_svg((), plan.lengths), _percentiles(plan))
     body = [
-        _head("plan", f"{files(plan.num_files)}, {size(plan.num_bytes)} · {sampled}"),
-        _cards(cards),
-        _notes([*plan.notes, *([cost.message] if cost.message else [])]),
-        _section("Estimate", table),
-        f'<div class="panels">{_panel("Chunk lengths", plots.lengths_svg((), plan.lengths), _percentiles(plan))}</div>',
-        _config(config),
+        markup.head("plan", f"{files(plan.num_files)}, {size(plan.num_bytes)} · {sampled}"),
+        markup.cards(cards),
+        markup.notes([*plan.notes, *([cost.message] if cost.message else [])]),
+        markup.section("Estimate", table),
+        f'<div class="panels">{lengths}</div>',
+        markup.config_section(config),
     ]
-    return _page("plan", body)
+    return markup.page("plan", body)
 
 
 def _report_cards(report: RunReport) -> list[tuple[str, str, str]]:
@@ -136,7 +130,8 @@ def _comparison(rows: Sequence[Comparison]) -> str:
         ]
         for row in rows
     ]
-    return _section("Plan against actual", _table(("", "planned", "95 % interval", "actual", ""), cells, raw_last=True))
+    names = ("", "planned", "95 % interval", "actual", "")
+    return markup.section("Plan against actual", markup.table(names, cells, raw_last=True))
 
 
 def _verdict(row: Comparison) -> str:
@@ -187,102 +182,4 @@ def _reasons(report: RunReport) -> str:
     if len(ranked) > _MOST_REASONS:
         rest = sum(num for _, num in ranked[_MOST_REASONS:])
         cells.append([f"{len(ranked) - _MOST_REASONS} more reasons", f"{rest:,}", percent(rest / total)])
-    return _section("Rejected rows by reason", _table(("reason", "rows", "of all rows"), cells))
-
-
-def _config(config: Mapping[str, Any]) -> str:
-    text = json.dumps(config, indent=2, ensure_ascii=False, default=str)
-    return _section("Config", f"<pre>{_text(text, keep_lines=True)}</pre>")
-
-
-def _text(value: object, keep_lines: bool = False) -> str:
-    """Any value as text of the page: escaped, and without control characters."""
-    lines = str(value).split("\n")
-    return html.escape(("\n" if keep_lines else " ").join(printable(line) for line in lines))
-
-
-def _head(title: str, subtitle: str) -> str:
-    return f"<header><h1>{_text(title)}</h1><p>{_text(subtitle)}</p></header>"
-
-
-def _cards(cards: Sequence[tuple[str, str, str]]) -> str:
-    inner = "".join(
-        f'<div class="card"><span>{_text(name)}</span><b>{_text(value)}</b><i>{_text(note)}</i></div>'
-        for name, value, note in cards
-    )
-    return f'<div class="cards">{inner}</div>'
-
-
-def _notes(notes: Sequence[str]) -> str:
-    return "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
-
-
-def _section(title: str, inner: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{inner}</section>"
-
-
-def _panel(title: str, svg: str, caption: str) -> str:
-    return f'<figure><h2>{_text(title)}</h2><p class="caption">{_text(caption)}</p>{svg}</figure>'
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]], raw_last: bool = False) -> str:
-    """A table; with `raw_last` the last column is markup of ours already."""
-    head = "".join(f"<th>{_text(name)}</th>" for name in names)
-    body = []
-    for row in rows:
-        cells = [_text(cell) for cell in row]
-        if raw_last:
-            cells[-1] = row[-1]
-        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    return "<dl>" + "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items()) + "</dl>"
-
-
-def _page(title: str, body: Sequence[str]) -> str:
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main></body></html>\n"
-    )
-
-
-_STYLE = """
-:root{--ink:#1f2933;--muted:#66727f;--line:#e4e8ec;--paper:#fff;--ground:#f5f7f9}
-*{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1060px;margin:0 auto;padding:32px 20px 56px}
-h1{font-size:25px;margin:0;overflow-wrap:anywhere}
-h2{font-size:15px;margin:0 0 10px}
-header p,.caption{color:var(--muted);margin:2px 0 0;overflow-wrap:anywhere}
-.caption{font-size:13px;margin:-8px 0 6px}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:12px;margin:22px 0}
-.card,section,figure{background:var(--paper);border:1px solid var(--line);border-radius:10px}
-.card{padding:12px 14px;min-width:0}
-.card span,.card i{display:block;color:var(--muted);font-size:12.5px;font-style:normal;overflow-wrap:anywhere}
-.card b{display:block;font-size:22px;white-space:nowrap;font-weight:650;font-variant-numeric:tabular-nums}
-section,figure{padding:16px 18px;margin:0 0 14px;min-width:0}
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:14px;margin:0 0 14px}
-.panels figure{margin:0}
-figure svg{width:100%;max-width:620px;margin:0 auto;height:auto;display:block}
-svg text{font-family:system-ui,-apple-system,"Segoe UI",sans-serif!important}
-.whisker{width:140px;height:16px;vertical-align:middle;margin-right:8px}
-.note{background:#fff7e8;border:1px solid #f1dcb3;border-radius:8px;padding:8px 12px;margin:0 0 10px}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th{font-size:12.5px;font-weight:500;color:var(--muted);text-align:left}
-th,td{padding:5px 14px 5px 0;border-bottom:1px solid var(--line);white-space:nowrap}
-td:first-child{white-space:normal;overflow-wrap:anywhere}
-tbody tr:last-child td{border-bottom:0}
-b.in{color:#23804a}b.out{color:#c8453b}.na{color:var(--muted)}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 18px;margin:0}
-dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}
-pre{margin:0;font:12.5px/1.5 ui-monospace,Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
-@media print{body{background:#fff}section,figure,.card{break-inside:avoid}}
-"""
+    return markup.section("Rejected rows by reason", markup.table(("reason", "rows", "of all rows"), cells))

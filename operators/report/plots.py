@@ -50,6 +50,26 @@ def throughput_svg(points: Sequence[ThroughputPoint], mean: float, planned: floa
     return _svg("throughput", draw)
 
 
+def recall_svg(points: Sequence[tuple[float, float, float]], target: float, chosen: tuple[float, float]) -> str:
+    """Recall over CPU milliseconds a query: (ms, recall, lower bound) of every setting, the target, the chosen one."""
+    ordered = sorted(points)
+    cost = np.array([point[0] for point in ordered])
+    recall, lower = (np.array([point[i] for point in ordered]) for i in (1, 2))
+
+    def draw(axes: Axes) -> None:
+        axes.vlines(cost, lower, recall, color=BLUE, alpha=0.35, linewidth=3)
+        axes.plot(cost, recall, "o", color=BLUE, markersize=4, label="measured, down to the 95 % bound")
+        axes.plot(*chosen, "o", color=RED, markersize=7, label="chosen")
+        axes.axhline(target, color=ORANGE, linewidth=1.4, linestyle=(0, (4, 2)), label=f"target {target:g}")
+        if len(cost) > 1 and cost[0] > 0 and cost[-1] / cost[0] > 8:
+            axes.set_xscale("log")
+        axes.yaxis.set_major_formatter("{x:.2f}")
+        axes.set_xlabel("CPU ms a query")
+        axes.legend(loc="lower right")
+
+    return _svg("recall", draw)
+
+
 def lengths_svg(histogram: Sequence[int], planned: Sequence[int] = ()) -> str:
     """Chunks by number of tokens, with the plan's expectation as an outline."""
     shown = [i for i in range(len(LENGTH_EDGES) + 1) if _at(histogram, i) or _at(planned, i)]

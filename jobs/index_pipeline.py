@@ -1,0 +1,230 @@
+"""The index job on Ray: tasks that draw, train, compare and build, and workers that hold shards open to measure them.
+
+The driver holds records and, for the held-out queries, their neighbours; never a document's vector.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.metrics import index_metrics
+from jobs.index_config import IndexConfig
+from jobs.index_workers import (
+    RETRIED,
+    Built,
+    ShardWorker,
+    build,
+    collect_truth,
+    compare,
+    draw_sample,
+    train_index,
+)
+from operators.index.building import BuildSetup, ShardPlan, truth_file
+from operators.index.group import Found, merge, rank
+from operators.index.held_out import of_drawn, store_held_out
+from operators.index.planning import fixed_bytes
+from operators.index.sampling import Draw, plan_draws
+from operators.index.snapshot import (
+    IndexSnapshot,
+    Recall,
+    Settings,
+    ShardRecord,
+    TrainedRecord,
+)
+from operators.index.spec import IndexSpec, footprint, make_index
+from operators.index.training import sample_size
+from operators.index.truth import HeldOut, merge_truth, read_truth
+from operators.index.tuning import Trial, settings_ladder, summary, tune
+from operators.index.updating import ShardDiff
+from operators.storage import Location, exists
+from operators.store.fragments import FragmentRecord
+
+logger = logging.getLogger(__name__)
+
+_DRAW_TASKS = 64
+
+
+def train_once(
+    config: IndexConfig,
+    spec: IndexSpec,
+    setup: BuildSetup,
+    records: Sequence[FragmentRecord],
+    generation: int,
+    queries_name: str | None,
+) -> TrainedRecord:
+    """Draw the sample over all fragments and train; with `queries_name` held-out queries are drawn and kept too."""
+    num_queries = config.recall.queries if queries_name is not None else 0
+    draws = plan_draws(records, sample_size(spec, config.train), num_queries, config.train.seed)
+    task = ray.remote(num_cpus=1, num_returns=2, **RETRIED)(draw_sample)
+    drawn = [task.remote(part, setup, config.train.seed) for part in _even_parts(draws, _DRAW_TASKS)]
+    if queries_name is not None:
+        vectors_QD, ids = of_drawn(ray.get([queries for _, queries in drawn]))
+        from operators.index.held_out import DRAWN
+
+        store_held_out(setup.index, queries_name, vectors_QD, ids, DRAWN)
+    threads = config.train.cpus or _most_cpus()
+    train = ray.remote(num_cpus=threads, num_gpus=config.train.gpus or None, **RETRIED)(train_index)
+    record: TrainedRecord = ray.get(
+        train.remote(spec, config.train, setup.index, generation, threads, [sample for sample, _ in drawn])
+    )
+    return record
+
+
+def diff_shards(
+    setup: BuildSetup,
+    previous: IndexSnapshot,
+    gone: Sequence[FragmentRecord],
+    related: Mapping[str, Sequence[FragmentRecord]],
+) -> dict[int, ShardDiff]:
+    """Follow the rows of gone fragments in every shard that holds some."""
+    task = ray.remote(num_cpus=1, **RETRIED)(compare)
+    names = {record.key for record in gone}
+    running = {}
+    for number, shard in enumerate(previous.shards):
+        inside = names & {part.key for part in shard.fragments} if shard.fragments else names
+        if inside:
+            added = {record.key: record for key in sorted(inside) for record in related.get(key, ())}
+            running[number] = task.remote(setup.index, shard, setup.dataset, inside, list(added.values()))
+    return {number: ray.get(reference) for number, reference in running.items()}
+
+
+def build_shards(
+    config: IndexConfig, spec: IndexSpec, setup: BuildSetup, trained: TrainedRecord, plans: Sequence[ShardPlan]
+) -> Iterator[Built]:
+    """Build shards in parallel; yields each as soon as it is on storage."""
+    metrics = index_metrics()
+    compute = config.compute
+    shared = ray.put(setup)
+    waiting = []
+    for plan in plans:
+        task = ray.remote(
+            num_cpus=compute.cpus_per_builder,
+            num_gpus=compute.gpus_per_builder or None,
+            memory=min(_builder_bytes(spec, plan, setup), config.shards.memory_bytes),
+            max_calls=1,  # a process gives the memory of a finished shard back only when it ends
+            **RETRIED,
+        )(build)
+        waiting.append(task.remote(plan, trained, spec, shared, compute.cpus_per_builder, compute.gpus_per_builder > 0))
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        for built in ray.get(done):
+            metrics.record(built.record.rows if built.seconds else 0)
+            yield built
+
+
+def _builder_bytes(spec: IndexSpec, plan: ShardPlan, setup: BuildSetup) -> int:
+    each = footprint(make_index(spec), spec)
+    queries = len(setup.queries.vectors_QD) if setup.queries else 0
+    return fixed_bytes(spec, 16384, queries) + int(2 * (each.hot + each.cold) * plan.num_rows)
+
+
+def measure(config: IndexConfig, setup: BuildSetup, snapshot: IndexSnapshot, live: Sequence[Any]) -> Recall:
+    """Search the held-out queries with rising effort, and keep the cheapest settings that reach the target."""
+    queries = setup.queries
+    assert queries is not None, "there are queries to measure with"
+    _complete_truth(config, setup, snapshot.shards, queries)
+    spec = snapshot.identity.spec
+    truths = [read_truth(truth_file(setup.index, shard.key, queries)) for shard in snapshot.shards]
+    truth = merge_truth(truths, live, queries.k, spec.larger_is_better)
+    own_Q = _own_ids([t.own_Q for t in truths])
+    workers = open_shards(
+        setup.index,
+        snapshot,
+        config.compute.cpus_per_builder,
+        config.compute.cache_dir,
+        config.compute.cpus_per_builder,
+    )
+    vectors = ray.put(queries.vectors_QD)
+    has_refine = snapshot_has_refine(snapshot)
+
+    def attempt(settings: Settings) -> Trial:
+        found, seconds = search_all(
+            workers, vectors, len(queries.vectors_QD), queries.k + 1, settings, None, spec.larger_is_better, has_refine
+        )
+        scanned = sum(ray.get([w.scanned.remote(vectors, settings) for w in workers]))
+        return Trial(without_own(found, own_Q), seconds, scanned)
+
+    ladder = settings_ladder(spec, snapshot.num_vectors, queries.k)
+    chosen, curve = tune(ladder, attempt, truth, queries.k, config.recall_target)
+    return summary(queries.k, config.recall_target, queries.source, truth, chosen, curve)
+
+
+def open_shards(
+    index: Location, snapshot: IndexSnapshot, threads: int, cache_dir: str | None, cpus: float
+) -> list[Any]:
+    """Workers that hold all shards of a snapshot open between them, as many as the cluster has room for."""
+    room = max(1, int(ray.cluster_resources().get("CPU", 1) / cpus))
+    count = max(1, min(len(snapshot.shards), room))
+    actor = ray.remote(num_cpus=cpus, max_restarts=-1, max_task_retries=8)(ShardWorker)
+    hands: list[list[int]] = [[] for _ in range(count)]
+    for number in sorted(range(len(snapshot.shards)), key=lambda n: -snapshot.shards[n].rows):
+        min(hands, key=lambda hand: sum(snapshot.shards[n].rows for n in hand)).append(number)
+    reference = ray.put(snapshot)
+    return [actor.remote(index, reference, hand, cache_dir, threads) for hand in hands]
+
+
+def search_all(
+    workers: Sequence[Any],
+    vectors: Any,
+    num_queries: int,
+    k: int,
+    settings: Settings,
+    filter_text: str | None,
+    largest: bool,
+    has_refine: bool,
+) -> tuple[Found, float]:
+    """Scatter queries to all shards and gather their k best, with the CPU seconds of all workers."""
+    wanted = k * settings.k_factor if has_refine else k
+    answers = ray.get([w.candidates.remote(vectors, wanted, settings, filter_text) for w in workers])
+    found = merge([part for part, _ in answers], wanted, largest, num_queries)
+    seconds = sum(spent for _, spent in answers)
+    if not has_refine:
+        return found, seconds
+    ids = ray.put(found.ids_QK)
+    finer = ray.get([w.rescore.remote(vectors, ids) for w in workers])
+    return rank(found, [scores for scores, _ in finer], k, largest), seconds + sum(spent for _, spent in finer)
+
+
+def snapshot_has_refine(snapshot: IndexSnapshot) -> bool:
+    """Whether candidates are ranked by a finer store."""
+    from operators.index.open import has_refine_store
+
+    return has_refine_store(snapshot.identity)
+
+
+def without_own(found: Found, own_Q: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The ids without the one that a query itself is, in order; one column fewer."""
+    ids_QK = found.ids_QK
+    is_own = (ids_QK == own_Q[:, None]) & (own_Q[:, None] >= 0)
+    order = np.argsort(is_own, axis=1, kind="stable")[:, :-1]
+    return np.where(np.take_along_axis(is_own, order, 1), -1, np.take_along_axis(ids_QK, order, 1))
+
+
+def _own_ids(own: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    whole = np.full(len(own[0]), -1, np.int64)
+    for number, own_Q in enumerate(own):
+        whole = np.where(own_Q >= 0, (np.int64(number) << 40) | own_Q, whole)
+    return whole
+
+
+def _complete_truth(config: IndexConfig, setup: BuildSetup, shards: Iterable[ShardRecord], queries: HeldOut) -> None:
+    missing = [shard for shard in shards if not exists(truth_file(setup.index, shard.key, queries))]
+    task = ray.remote(num_cpus=config.compute.cpus_per_builder, **RETRIED)(collect_truth)
+    ray.get([task.remote(shard, setup, config.compute.cpus_per_builder) for shard in missing])
+
+
+def _even_parts(draws: Sequence[Draw], count: int) -> list[list[Draw]]:
+    return [list(draws[i::count]) for i in range(min(count, len(draws)))]
+
+
+def _most_cpus() -> int:
+    """CPUs of the largest node."""
+    return max(1, int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)))
+
+
+Progress = Callable[[Built], None]

@@ -1,0 +1,128 @@
+"""What runs in the workers of the index job: draw a sample, train, build a shard, follow changes, find neighbours.
+
+Storage faults (OSError) are tried again by Ray, elsewhere if need be; wrong input (InputError) is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from operators.index.building import BuildSetup, ShardPlan, build_shard, finished_shard
+from operators.index.building import collect_truth as collect_truth_of
+from operators.index.group import Found, ShardGroup
+from operators.index.held_out import split_drawn
+from operators.index.library import use_threads
+from operators.index.sampling import Draw, draw
+from operators.index.snapshot import IndexSnapshot, Settings, ShardRecord, TrainedRecord
+from operators.index.spec import IndexSpec
+from operators.index.trained import has_trained, open_trained, store_trained, stored_trained
+from operators.index.training import Training, train
+from operators.index.updating import ShardDiff, diff_shard
+from operators.index.vectors import Vectors
+from operators.storage import Location
+from operators.storage.cache import Cache
+from operators.store.fragments import FragmentRecord
+
+RETRIED: dict[str, Any] = {"max_retries": 8, "retry_exceptions": [OSError]}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A shard on storage; `seconds` is 0 where an earlier run had built it."""
+
+    record: ShardRecord
+    seconds: float
+
+
+def draw_sample(draws: Sequence[Draw], setup: BuildSetup, seed: int) -> tuple[Vectors, Any]:
+    """The training vectors of some fragments, and their held-out queries with ids."""
+    drawn = [draw(setup.dataset, setup.identity, setup.space, plan, seed) for plan in draws]
+    return split_drawn(drawn)
+
+
+def train_index(
+    spec: IndexSpec, training: Training, index: Location, generation: int, threads: int, sample: Sequence[Any]
+) -> TrainedRecord:
+    """Train and store the index that all shards share; the one that is there already counts."""
+    if has_trained(index, generation):
+        return stored_trained(index, generation)
+    use_threads(threads)
+    parts = ray.get(list(sample))
+    width = spec.dim // 8 if spec.is_binary else spec.dim
+    vectors = np.concatenate(parts) if parts else np.empty((0, width), np.uint8 if spec.is_binary else np.float32)
+    del parts
+    return store_trained(index, generation, train(spec, vectors, training, use_gpu=training.gpus > 0), spec)
+
+
+def build(
+    plan: ShardPlan, trained: TrainedRecord, spec: IndexSpec, setup: BuildSetup, threads: int, gpu: bool
+) -> Built:
+    """Build one shard, unless it is on storage already."""
+    there = finished_shard(setup.index, plan.key)
+    if there is not None:
+        return Built(there, 0.0)
+    use_threads(threads)
+    started = time.perf_counter()
+    opened = open_trained(setup.index, trained, spec, Cache.at(setup.cache_dir))
+    if gpu:
+        opened.assign_on_gpu()
+    record = build_shard(plan, opened, setup)
+    return Built(record, time.perf_counter() - started)
+
+
+def compare(
+    index: Location, shard: ShardRecord, dataset: Location, gone: Collection[str], added: Sequence[FragmentRecord]
+) -> ShardDiff:
+    """What became of a shard's rows."""
+    return diff_shard(index, shard, dataset, gone, added)
+
+
+def collect_truth(record: ShardRecord, setup: BuildSetup, threads: int) -> None:
+    """Exact neighbours in a shard that was built before there were these queries."""
+    use_threads(threads)
+    collect_truth_of(record, setup)
+
+
+class ShardWorker:
+    """A process that holds some shards open and answers for them."""
+
+    def __init__(
+        self, index: Location, snapshot: IndexSnapshot, numbers: Sequence[int], cache_dir: str | None, threads: int
+    ) -> None:
+        self._group = ShardGroup(index, snapshot, numbers, cache_dir, threads)
+
+    def columns(self) -> list[str]:
+        """See `ShardGroup.columns`."""
+        return self._group.columns
+
+    def select(self, filter_text: str | None) -> int:
+        """See `ShardGroup.select`."""
+        return self._group.select(filter_text)
+
+    def candidates(
+        self, queries_QD: Vectors, k: int, settings: Settings, filter_text: str | None = None
+    ) -> tuple[Found, float]:
+        """See `ShardGroup.candidates`; with the CPU seconds that they took."""
+        started = time.process_time()
+        found = self._group.candidates(queries_QD, k, settings, filter_text)
+        return found, time.process_time() - started
+
+    def rescore(self, queries_QD: Vectors, ids_QC: Any) -> tuple[Any, float]:
+        """See `ShardGroup.rescore`; with the CPU seconds that they took."""
+        started = time.process_time()
+        scores_QC = self._group.rescore(queries_QD, ids_QC)
+        return scores_QC, time.process_time() - started
+
+    def scanned(self, queries_QD: Vectors, settings: Settings) -> float:
+        """See `ShardGroup.scanned`."""
+        return self._group.scanned(queries_QD, settings)
+
+    def look_up(self, ids: Any, columns: Sequence[str]) -> Any:
+        """See `ShardGroup.look_up`."""
+        return self._group.look_up(ids, columns)
