@@ -9,10 +9,17 @@ comma := ,
 
 .PHONY: quickstart test test-all check bench clean
 
-quickstart: $(INSTALLED)          ## embed the Python standard library's sources with a real model
+quickstart: $(INSTALLED)          ## embed the Python standard library's sources with a real model, index and search them
 	@for job in plan embed verify; do \
 	  echo; echo "== python -m jobs $$job configs/embed/quickstart.yaml"; \
 	  $(BIN)/python -m jobs $$job configs/embed/quickstart.yaml $(QUICKSTART_SOURCE) || exit $$?; \
+	done
+	@echo; echo "== python -m jobs index configs/index/quickstart.yaml"; \
+	$(BIN)/python -m jobs index configs/index/quickstart.yaml
+	@for query in "parse dates in email headers" "run blocking code in a thread of the event loop" \
+	  "percent-encode special characters of a URL"; do \
+	  echo; echo "== python -m jobs search out/quickstart-index query='$$query' k=5"; \
+	  $(BIN)/python -m jobs search out/quickstart-index query="$$query" k=5 || exit $$?; \
 	done
 
 test: $(INSTALLED) check          ## all checks, then the tests that are quick

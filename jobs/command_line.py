@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(job: ModuleType, config_file: str, overrides: Sequence[str], debug: bool) -> int:
     try:
-        config = load_config(job.Config, Path(config_file), overrides)
+        config = _config_of(job, config_file, overrides)
         enter_base_directory()
         code: int = job.run(config)
         return code
@@ -87,6 +87,15 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
     return code
 
 
+def _config_of(job: ModuleType, config_file: str, overrides: Sequence[str]) -> BaseModel:
+    """The config from a YAML file; or of overrides alone, where a job says which key a bare path stands for."""
+    model: type[BaseModel] = job.Config
+    subject = getattr(job, "SUBJECT", None)
+    if subject is None or config_file.endswith((".yaml", ".yml")):
+        return load_config(model, Path(config_file), overrides)
+    return check_config(model, {subject: config_file}, overrides)
+
+
 def load_config(model: type[Config], path: Path, overrides: Iterable[str]) -> Config:
     """The checked config of a YAML file with overrides on top; InputError names key, value and what was expected."""
     try:
@@ -100,6 +109,11 @@ def load_config(model: type[Config], path: Path, overrides: Iterable[str]) -> Co
     values = {} if content is None else content
     if not isinstance(values, dict):
         raise InputError(f"write {path} as a mapping of keys, such as source, model and output; it holds {values!r}")
+    return check_config(model, values, overrides)
+
+
+def check_config(model: type[Config], values: dict[str, Any], overrides: Iterable[str]) -> Config:
+    """The checked config of these values with overrides on top; raises InputError as `load_config` does."""
     for override in overrides:
         _apply(values, override)
     try:
@@ -157,7 +171,9 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 
 def help_text(name: str, job: ModuleType) -> str:
     """What the job does and every key of its config with type, default and meaning."""
-    lines = [f"python -m jobs {name} CONFIG.yaml [dotted.key=value ...] [--debug]", "", (job.__doc__ or "").strip(), ""]
+    subject = getattr(job, "SUBJECT", None)
+    config = "CONFIG.yaml" if subject is None else f"CONFIG.yaml|{subject.upper()}"
+    lines = [f"python -m jobs {name} {config} [dotted.key=value ...] [--debug]", "", (job.__doc__ or "").strip(), ""]
     return "\n".join([*lines, "Keys:", *_keys(job.Config, "")])
 
 

@@ -12,7 +12,8 @@ Ray restarts dead workers' tasks without limit: `operators.guard` is what bounds
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -46,13 +47,16 @@ STORAGE_RETRIES = 4
 
 def embed_units(work: Iterable[Work], setup: Setup) -> Iterator[tuple[FragmentRecord, Counts]]:
     """Run the pipeline; yields the record and counts of each fragment as soon as it is on storage."""
-    context = ray.data.DataContext.get_current()
-    context.target_max_block_size = 1
-    context.retried_map_errors = [RETRY_MARK]
-    context.max_map_retries = STORAGE_RETRIES
-    context.raise_original_map_exception = True
-    context.print_on_execution_start = False
-    context.issue_detectors_config.detectors = []  # their advice on memory= comes every 30 s
+    metrics = embed_metrics("embed")
+    for row in embedded_rows(work, setup, functools.partial(write, setup=setup)):
+        record, counts = record_from_row(row)
+        metrics.record(counts, mfu_of(counts, setup.config.hardware))
+        yield record, counts
+
+
+def embedded_rows(work: Iterable[Work], setup: Setup, last: Callable[[pa.Table], pa.Table]) -> Iterator[dict[str, Any]]:
+    """Run the pipeline up to the vectors and pass each fragment with them to a `last` stage; yields what that makes."""
+    configure_ray_data()
     compute = setup.config.compute
     pool = _pool(compute)
     # So few CPUs a task would let Ray start dozens of processes on each node; a GPU eats what two tokenizers make.
@@ -86,18 +90,25 @@ def embed_units(work: Iterable[Work], setup: Setup) -> Iterator[tuple[FragmentRe
             runtime_env={"env_vars": COMPUTE_VARIABLES},
         )
         .map_batches(
-            functools.partial(write, setup=setup),
+            last,
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=WRITE_CPUS,
             compute=few,
         )
     )
-    metrics = embed_metrics("embed")
-    for row in stages.iter_rows():
-        record, counts = record_from_row(row)
-        metrics.record(counts, mfu_of(counts, setup.config.hardware))
-        yield record, counts
+    yield from stages.iter_rows()
+
+
+def configure_ray_data() -> None:
+    """Settings of Ray Data for datasets of fragments."""
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = 1
+    context.retried_map_errors = [RETRY_MARK]
+    context.max_map_retries = STORAGE_RETRIES
+    context.raise_original_map_exception = True
+    context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []  # their advice on memory= comes every 30 s
 
 
 def _pool(compute: Compute) -> ray.data.ActorPoolStrategy:

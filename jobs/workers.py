@@ -117,7 +117,7 @@ def read(block: pa.Table, setup: Setup) -> Iterator[pa.Table]:
                     break
                 batch = next(fragments, None)
             except OSError as error:
-                raise _retried(error) from error
+                raise retried(error) from error
             finally:
                 setup.ledger.end(key)
             if batch is None:
@@ -199,7 +199,7 @@ def write(block: pa.Table, setup: Setup) -> pa.Table:
         else:
             record = write_fragment(setup.dataset, setup.identity, batch)
     except OSError as error:
-        raise _retried(error) from error
+        raise retried(error) from error
     counts = batch.spent("write", time.perf_counter() - started).counts
     return pa.table(
         {
@@ -209,7 +209,8 @@ def write(block: pa.Table, setup: Setup) -> pa.Table:
     )
 
 
-def _retried(error: OSError) -> OSError:
+def retried(error: OSError) -> OSError:
+    """The same fault with the mark by which Ray knows to try the task again."""
     return OSError(error.errno, f"{RETRY_MARK} {error}")
 
 

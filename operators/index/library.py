@@ -84,6 +84,7 @@ def kernel() -> Kernel:
 
 
 def _import() -> Any:
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells of every variant that a wheel lacks
     wanted = best_kernel(cpu_flags())
     is_ours = bool(wanted) and _VARIABLE not in os.environ and "faiss" not in sys.modules
     if is_ours:

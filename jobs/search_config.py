@@ -1,0 +1,86 @@
+"""The config of `search` and `explain`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from operators.index.queries import Queries
+
+
+class SearchOutput(BaseModel):
+    """Where results go."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="Parquet file: query_id, rank (from 1), doc_id, chunk, score, columns")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, repr=False, description="fsspec options of the output (endpoint_url, ...), never stored"
+    )
+
+
+class Searchers(BaseModel):
+    """What a batch search takes of the cluster."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: int | None = Field(
+        default=None, ge=1, description="processes that hold shards; null = one for every 4 CPUs, at most one a shard"
+    )
+    threads_per_worker: int | None = Field(default=None, ge=1, description="CPU threads of each; null = 4, or all")
+    cache_dir: str | None = Field(
+        default=None, description="folder on each worker's disk for fetched index files; null = the system's"
+    )
+    local_cpus: int | None = Field(
+        default=None, ge=1, description="CPUs of a Ray that this command starts itself; null = all of this machine"
+    )
+
+
+class SearchConfig(BaseModel):
+    """The config of search."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: str = Field(min_length=1, description="the output of an index job; local, s3:// or any fsspec URL")
+    snapshot: int | None = Field(default=None, ge=1, description="snapshot of the index; null = the newest")
+    query: str | None = Field(default=None, description="one query as text: its results are printed as a table")
+    queries: Queries | None = Field(default=None, description="many queries: their results go to output.path")
+    output: SearchOutput | None = None
+    k: int = Field(default=10, ge=1, le=2048, description="results of a query")
+    filter: str | None = Field(
+        default=None, description="condition on kept columns, such as: lang == 'en' and year >= 2020"
+    )
+    columns: tuple[str, ...] = Field(default=(), description="kept columns to put beside the results")
+    prompt: str | None = Field(
+        default=None, description="text put before each query, in place of the recipe's prompt for queries"
+    )
+    nprobe: int | None = Field(default=None, ge=1, description="inverted lists to look into; null = as tuned")
+    ef: int | None = Field(default=None, ge=1, description="candidates of a graph search; null = as tuned")
+    k_factor: int | None = Field(default=None, ge=1, description="candidates a result to rank; null = as tuned")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, repr=False, description="fsspec options of the index and its embeddings, never stored"
+    )
+    compute: Searchers = Field(default_factory=Searchers)
+
+    @model_validator(mode="after")
+    def _one_or_many(self) -> SearchConfig:
+        if (self.query is None) == (self.queries is None):
+            raise ValueError('give either query="..." (one, printed) or queries: {path: ...} (many, with output.path)')
+        if self.queries is not None and self.output is None:
+            raise ValueError("give output.path: the Parquet file for the results of queries")
+        return self
+
+
+class ExplainConfig(BaseModel):
+    """The config of explain."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: str = Field(min_length=1, description="the output of an index job")
+    doc_id: str = Field(min_length=1, coerce_numbers_to_str=True, description="the document to look up")
+    snapshot: int | None = Field(default=None, ge=1, description="snapshot of the index; null = the newest")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, repr=False, description="fsspec options of the index and its embeddings, never stored"
+    )
+    cache_dir: str | None = Field(default=None, description="folder for fetched index files; null = the system's")

@@ -1,0 +1,194 @@
+"""A batch search on Ray: queries stream through embedding workers and the workers that hold shards, to one file.
+
+text queries     units -> read -> tokenize -> embed -> search -> part files
+ready vectors    files -> read ------------------------> search -> part files      then: parts -> one Parquet file
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from jobs.config import Compute, EmbedConfig
+from jobs.index_pipeline import open_shards, snapshot_has_refine
+from jobs.pipeline import configure_ray_data, embedded_rows
+from jobs.query_embedding import document_config, query_spec
+from jobs.search_config import SearchConfig
+from jobs.search_workers import SearchSetup, part_file, read_vectors, rejected_file, search_batch
+from jobs.workers import RemoteLedger, Setup, Work
+from operators.corpus.listing import list_source
+from operators.corpus.units import plan_units
+from operators.embedder.fingerprint import mapping_digest
+from operators.errors import InputError
+from operators.fragment import SourceFile
+from operators.index.group import settings_for
+from operators.index.open import check_columns
+from operators.index.queries import ROWS_AT_ONCE
+from operators.index.snapshot import IndexSnapshot, Settings
+from operators.storage import Location, delete, exists, iter_files, locate, open_input, upload
+from operators.store.dataset import Identity, encode_schema
+
+logger = logging.getLogger(__name__)
+
+_SHARE_BESIDE_EMBEDDING = 0.25  # of a CPU per thread: embedding a query costs far more than searching it
+_SEARCH_CPUS = 0.1
+
+
+def search_queries(config: SearchConfig, snapshot: IndexSnapshot, settings: Settings) -> int:
+    """Search all queries of a config and write the results; returns the exit code."""
+    assert config.queries is not None, "the config has queries"
+    assert config.output is not None, "the config has an output"
+    started = time.monotonic()
+    files = list(list_source(config.queries.source))
+    if not files:
+        raise InputError(f"check queries.path: there is no file at {config.queries.path}")
+    output = locate(config.output.path, config.output.storage_options)
+    setup = _setup(config, snapshot, settings, output)
+    rows = _text_rows(config, snapshot, setup) if config.queries.vector is None else _vector_rows(config, setup, files)
+    done = []
+    for row in rows:
+        done.append(row)
+        if len(done) % 16 == 0:
+            logger.info("%s queries searched", f"{sum(r['queries'] for r in done):,}")
+    _put_together(done, setup.parts, output, files)
+    queries, rejected = sum(r["queries"] for r in done), sum(r["rejected"] for r in done)
+    seconds = time.monotonic() - started
+    print(
+        f"search done: {queries:,} queries, {sum(r['results'] for r in done):,} results in {seconds:.1f} s "
+        f"({queries / seconds:,.0f} queries/s); {output.url}"
+    )
+    if rejected:
+        print(f"{rejected:,} queries could not be embedded: {output.url}.rejected.parquet has them with reasons")
+    return 0
+
+
+def _setup(config: SearchConfig, snapshot: IndexSnapshot, settings: Settings, output: Location) -> SearchSetup:
+    index = locate(config.index, config.storage_options)
+    compute, cpus = config.compute, int(ray.cluster_resources().get("CPU", 1))
+    threads = compute.threads_per_worker or min(4, cpus)
+    share = _SHARE_BESIDE_EMBEDDING if config.queries and config.queries.vector is None else 0.75
+    wanted = compute.workers or max(1, cpus // 4)
+    # Worker processes get at least their share; `open_shards` makes no more of them than fit.
+    workers = open_shards(
+        index, snapshot, threads, compute.cache_dir, max(share * threads, 0.9 * share * cpus / wanted)
+    )
+    check_columns(config.columns, ray.get(workers[0].columns.remote()))
+    if config.filter is not None:
+        selected = sum(ray.get([worker.select.remote(config.filter) for worker in workers]))
+        logger.info("%s of %s vectors match the filter", f"{selected:,}", f"{snapshot.num_vectors:,}")
+        settings = settings_for(settings, selected, snapshot.num_vectors)
+    if config.k > snapshot.num_vectors:
+        logger.warning("k is %d, the index has %d vectors: each query gets all of them", config.k, snapshot.num_vectors)
+    facts = {
+        "index": index.url,
+        "snapshot": snapshot.number,
+        "trained": snapshot.trained.sha256,
+        "k": config.k,
+        "settings": settings.model_dump(),
+        "filter": config.filter,
+        "columns": list(config.columns),
+        "prompt": config.prompt,
+    }
+    parts = Location(f"{output.url}.parts/{mapping_digest(facts)[:16]}", output.options)
+    return SearchSetup(
+        parts,
+        tuple(workers),
+        snapshot.identity.space,
+        config.k,
+        settings,
+        config.filter,
+        config.columns,
+        snapshot.identity.spec.larger_is_better,
+        snapshot_has_refine(snapshot),
+    )
+
+
+def _text_rows(config: SearchConfig, snapshot: IndexSnapshot, setup: SearchSetup) -> Iterator[dict[str, Any]]:
+    """The embed pipeline with the queries as its source and the search as its last stage."""
+    assert config.queries is not None, "the config has queries"
+    identity = snapshot.identity
+    dataset = locate(identity.embeddings, config.storage_options)
+    spec = query_spec(dataset, identity.fingerprint, config.prompt)
+    source = config.queries.source.model_copy(update={"rows_per_fragment": ROWS_AT_ONCE})
+    documents = document_config(dataset)
+    cpus = ray.cluster_resources().get("CPU", 1)
+    room = int((cpus - _SHARE_BESIDE_EMBEDDING * len(setup.workers) * 4 - 0.6) / 0.75)
+    embed = EmbedConfig(
+        source=source,
+        model=documents.model,
+        embedder=documents.embedder.model_copy(update={"role": "query", "prompt": config.prompt}),
+        output={"path": setup.parts.url},  # type: ignore[arg-type]  # pydantic makes the section
+        compute=Compute(workers=(1, max(1, room))),
+    )
+    none = pa.schema([])
+    # Vectors travel as floats; the search packs them where the index has bits.
+    as_floats = Identity(identity.fingerprint, identity.model, spec.dim, "float32", False, None, encode_schema(none), 0)
+    work = [Work(unit) for unit in plan_units(list_source(source), source, (), 0, {})]
+    queries = Setup(embed, spec, as_floats, setup.parts, RemoteLedger())
+    return embedded_rows(work, queries, functools.partial(search_batch, setup=setup))
+
+
+def _vector_rows(config: SearchConfig, setup: SearchSetup, files: list[SourceFile]) -> Iterator[dict[str, Any]]:
+    configure_ray_data()
+    assert config.queries is not None, "the config has queries"
+    columns = {name: [getattr(file, name) for file in files] for name in ("path", "size", "version")}
+    blocks = [pa.table(columns).slice(i, 1) for i in range(len(files))]
+    most = max(1, min(4, len(setup.workers) * 2))
+    stages = (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            functools.partial(read_vectors, queries=config.queries, setup=setup),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0.11,
+            compute=ray.data.TaskPoolStrategy(size=most),
+        )
+        .map_batches(
+            functools.partial(search_batch, setup=setup),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=_SEARCH_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=most),
+        )
+    )
+    yield from stages.iter_rows()
+
+
+def _put_together(done: list[dict[str, Any]], parts: Location, output: Location, files: list[SourceFile]) -> None:
+    """One file of all parts, in the order of the queries; the parts go when it is in place."""
+    order = {file.path: i for i, file in enumerate(files)}
+    ordered = sorted(done, key=lambda row: (order[row["path"]], row["start"], row["part"]))
+    _concatenate([part_file(parts, row["key"]) for row in ordered], output)
+    rejected = [rejected_file(parts, row["key"]) for row in ordered if row["rejected"]]
+    if rejected:
+        _concatenate(rejected, Location(f"{output.url}.rejected.parquet", output.options))
+    for info in list(iter_files(parts)):
+        delete(Location(info.url, parts.options))
+    if parts.is_local:
+        shutil.rmtree(Path(parts.path).parent, ignore_errors=True)
+
+
+def _concatenate(pieces: list[Location], output: Location) -> None:
+    with tempfile.TemporaryDirectory(prefix="embedfleet-search-") as folder:
+        local = Path(folder) / "whole.parquet"
+        writer: pq.ParquetWriter | None = None
+        for piece in pieces:
+            with open_input(piece) as stream:
+                table = pq.ParquetFile(stream).read()
+            writer = writer or pq.ParquetWriter(local, table.schema, compression="zstd")
+            writer.write_table(table)
+        assert writer is not None, "every unit has a part, empty ones too"
+        writer.close()
+        upload(local, output)
+    assert exists(output), "the upload raises where it fails"
