@@ -20,6 +20,7 @@ from jobs.index_config import IndexConfig as Config
 from jobs.index_outcome import IndexLog, check_recall
 from jobs.index_source import Embeddings, identify_index, open_embeddings, queries_name
 from operators.index.building import BuildSetup, ShardPlan
+from operators.index.by_list import remove_scattered
 from operators.index.group import live_mask
 from operators.index.held_out import load_held_out
 from operators.index.planning import shard_rows
@@ -55,6 +56,8 @@ def run(config: Config) -> int:
     with connect(local_cpus=config.compute.local_cpus):
         identity = claim_index(index, identity)
         snapshot = _make(config, source, index, identity, previous, rows_per_shard, name, log)
+    if identity.sharding == "list":
+        remove_scattered(index)
     log.finish(snapshot)
     return check_recall(config, snapshot)
 
@@ -148,16 +151,18 @@ def _build(
     log: IndexLog,
 ) -> list[ShardRecord]:
     """The shards that stay, with their dead rows marked, and the new ones."""
-    from jobs.index_pipeline import build_shards
+    from jobs.index_pipeline import build_list_shards, build_shards
 
     kept: Sequence[ShardRecord] = previous.shards if previous is not None else ()
-    shards = {n: bury(setup.index, kept[n], plan.dead[n]) if n in plan.dead else kept[n] for n in plan.kept}
+    shards = [bury(setup.index, kept[n], plan.dead[n]) if n in plan.dead else kept[n] for n in plan.kept]
     plans = [ShardPlan.of(group, trained.sha256, identity.keep) for group in plan.groups]
-    records: dict[str, ShardRecord] = {}
-    for built in build_shards(config, identity.spec, setup, trained, plans):
-        records[built.record.key] = built.record
+    build = build_list_shards if identity.sharding == "list" and plans and not plan.is_patch else build_shards
+    records: list[ShardRecord] = []
+    for built in build(config, identity.spec, setup, trained, plans):
+        records.append(built.record)
         log.built(built.record, built.seconds, len(records), len(plans))
-    return [*shards.values(), *(records[p.key] for p in plans)]
+    order = {plan.key: (i, 0) for i, plan in enumerate(plans)}
+    return [*shards, *sorted(records, key=lambda record: record.lists or order[record.key])]
 
 
 def _publish(index: Location, snapshot: IndexSnapshot) -> IndexSnapshot:

@@ -6,7 +6,8 @@ The driver holds records and, for the held-out queries, their neighbours; never 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,16 @@ from jobs.index_workers import (
     collect_truth,
     compare,
     draw_sample,
+    gather_shard,
+    scatter_group,
     train_index,
 )
+from operators.errors import InputError
 from operators.index.building import BuildSetup, ShardPlan, truth_file
-from operators.index.group import Found, merge, rank
-from operators.index.held_out import of_drawn, store_held_out
+from operators.index.by_list import BUCKETS_PER_SHARD, Scatter, plan_list_shards
+from operators.index.group import Found, cut_after_ties, merge, rank, with_ties
+from operators.index.held_out import DRAWN, of_drawn, store_held_out
+from operators.index.open import has_refine_store
 from operators.index.planning import fixed_bytes
 from operators.index.sampling import Draw, plan_draws
 from operators.index.snapshot import (
@@ -37,7 +43,7 @@ from operators.index.snapshot import (
     TrainedRecord,
 )
 from operators.index.spec import IndexSpec, footprint, make_index
-from operators.index.training import sample_size
+from operators.index.training import num_lists, sample_size
 from operators.index.truth import HeldOut, merge_truth, read_truth
 from operators.index.tuning import Trial, settings_ladder, summary, tune
 from operators.index.updating import ShardDiff
@@ -64,10 +70,8 @@ def train_once(
     drawn = [task.remote(part, setup, config.train.seed) for part in _even_parts(draws, _DRAW_TASKS)]
     if queries_name is not None:
         vectors_QD, ids = of_drawn(ray.get([queries for _, queries in drawn]))
-        from operators.index.held_out import DRAWN
-
         store_held_out(setup.index, queries_name, vectors_QD, ids, DRAWN)
-    threads = config.train.cpus or _most_cpus()
+    threads = config.train.cpus or _free_cpus()
     train = ray.remote(num_cpus=threads, num_gpus=config.train.gpus or None, **RETRIED)(train_index)
     record: TrainedRecord = ray.get(
         train.remote(spec, config.train, setup.index, generation, threads, [sample for sample, _ in drawn])
@@ -117,6 +121,27 @@ def build_shards(
             yield built
 
 
+def build_list_shards(
+    config: IndexConfig, spec: IndexSpec, setup: BuildSetup, trained: TrainedRecord, groups: Sequence[ShardPlan]
+) -> Iterator[Built]:
+    """Build shards by inverted list: scatter all groups, then gather each shard; as many shards as groups."""
+    compute, shared, threads = config.compute, ray.put(setup), config.compute.cpus_per_builder
+    lists = num_lists(make_index(spec), spec)
+    if not lists:
+        raise InputError(f"set shards.by: document, or a spec with inverted lists: {spec.factory} has none")
+    buckets = BUCKETS_PER_SHARD * len(groups)
+    spread = ray.remote(num_cpus=compute.cpus_per_builder, **RETRIED)(scatter_group)
+    counts = ray.get([spread.remote(Scatter(group, buckets), trained, spec, shared, threads) for group in groups])
+    plans = plan_list_shards(groups, counts, len(groups), lists, trained.sha256)
+    collect = ray.remote(num_cpus=compute.cpus_per_builder, max_calls=1, **RETRIED)(gather_shard)
+    waiting = [collect.remote(plan, trained, spec, shared, threads) for plan in plans]
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        for built in ray.get(done):
+            index_metrics().record(built.record.rows if built.seconds else 0)
+            yield built
+
+
 def _builder_bytes(spec: IndexSpec, plan: ShardPlan, setup: BuildSetup) -> int:
     each = footprint(make_index(spec), spec)
     queries = len(setup.queries.vectors_QD) if setup.queries else 0
@@ -132,32 +157,30 @@ def measure(config: IndexConfig, setup: BuildSetup, snapshot: IndexSnapshot, liv
     truths = [read_truth(truth_file(setup.index, shard.key, queries)) for shard in snapshot.shards]
     truth = merge_truth(truths, live, queries.k, spec.larger_is_better)
     own_Q = _own_ids([t.own_Q for t in truths])
-    workers = open_shards(
-        setup.index,
-        snapshot,
-        config.compute.cpus_per_builder,
-        config.compute.cache_dir,
-        config.compute.cpus_per_builder,
-    )
-    vectors = ray.put(queries.vectors_QD)
-    has_refine = snapshot_has_refine(snapshot)
+    threads, vectors = config.compute.cpus_per_builder, ray.put(queries.vectors_QD)
+    has_refine = has_refine_store(snapshot.identity)
+    with open_shards(setup.index, snapshot, threads, config.compute.cache_dir, threads) as workers:
 
-    def attempt(settings: Settings) -> Trial:
-        found, seconds = search_all(
-            workers, vectors, len(queries.vectors_QD), queries.k + 1, settings, None, spec.larger_is_better, has_refine
-        )
-        scanned = sum(ray.get([w.scanned.remote(vectors, settings) for w in workers]))
-        return Trial(without_own(found, own_Q), seconds, scanned)
+        def attempt(settings: Settings) -> Trial:
+            found, seconds = search_all(
+                workers, vectors, len(own_Q), queries.k + 1, settings, None, spec.larger_is_better, has_refine
+            )
+            scanned = sum(ray.get([w.scanned.remote(vectors, settings) for w in workers]))
+            return Trial(without_own(found, own_Q), seconds, scanned)
 
-    ladder = settings_ladder(spec, snapshot.num_vectors, queries.k)
-    chosen, curve = tune(ladder, attempt, truth, queries.k, config.recall_target)
+        ladder = settings_ladder(spec, snapshot.num_vectors, queries.k)
+        chosen, curve = tune(ladder, attempt, truth, queries.k, config.recall_target)
     return summary(queries.k, config.recall_target, queries.source, truth, chosen, curve)
 
 
+@contextmanager
 def open_shards(
     index: Location, snapshot: IndexSnapshot, threads: int, cache_dir: str | None, cpus: float
-) -> list[Any]:
-    """Workers that hold all shards of a snapshot open between them, as many as the cluster has room for."""
+) -> Iterator[list[Any]]:
+    """Workers that hold all shards of a snapshot open between them, as many as the cluster has room for.
+
+    They end with the block: a process that goes on with its Ray must get their CPUs back.
+    """
     room = max(1, int(ray.cluster_resources().get("CPU", 1) / cpus))
     count = max(1, min(len(snapshot.shards), room))
     actor = ray.remote(num_cpus=cpus, max_restarts=-1, max_task_retries=8)(ShardWorker)
@@ -165,7 +188,12 @@ def open_shards(
     for number in sorted(range(len(snapshot.shards)), key=lambda n: -snapshot.shards[n].rows):
         min(hands, key=lambda hand: sum(snapshot.shards[n].rows for n in hand)).append(number)
     reference = ray.put(snapshot)
-    return [actor.remote(index, reference, hand, cache_dir, threads) for hand in hands]
+    workers = [actor.remote(index, reference, hand, cache_dir, threads) for hand in hands]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            ray.kill(worker)
 
 
 def search_all(
@@ -179,22 +207,17 @@ def search_all(
     has_refine: bool,
 ) -> tuple[Found, float]:
     """Scatter queries to all shards and gather their k best, with the CPU seconds of all workers."""
-    wanted = k * settings.k_factor if has_refine else k
-    answers = ray.get([w.candidates.remote(vectors, wanted, settings, filter_text) for w in workers])
-    found = merge([part for part, _ in answers], wanted, largest, num_queries)
+    wanted = k * settings.k_factor
+    fetched = with_ties(wanted) if has_refine else k
+    answers = ray.get([w.candidates.remote(vectors, fetched, settings, filter_text) for w in workers])
+    found = merge([part for part, _ in answers], fetched, largest, num_queries)
     seconds = sum(spent for _, spent in answers)
     if not has_refine:
         return found, seconds
+    found = cut_after_ties(found, wanted, largest)
     ids = ray.put(found.ids_QK)
     finer = ray.get([w.rescore.remote(vectors, ids) for w in workers])
     return rank(found, [scores for scores, _ in finer], k, largest), seconds + sum(spent for _, spent in finer)
-
-
-def snapshot_has_refine(snapshot: IndexSnapshot) -> bool:
-    """Whether candidates are ranked by a finer store."""
-    from operators.index.open import has_refine_store
-
-    return has_refine_store(snapshot.identity)
 
 
 def without_own(found: Found, own_Q: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -222,9 +245,7 @@ def _even_parts(draws: Sequence[Draw], count: int) -> list[list[Draw]]:
     return [list(draws[i::count]) for i in range(min(count, len(draws)))]
 
 
-def _most_cpus() -> int:
-    """CPUs of the largest node."""
-    return max(1, int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)))
-
-
-Progress = Callable[[Built], None]
+def _free_cpus() -> int:
+    """CPUs of the largest node, but no more than are free now: a training that waits for a whole node may wait long."""
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
+    return max(1, int(min(largest, ray.available_resources().get("CPU", 1))))

@@ -12,6 +12,7 @@ Ray restarts dead workers' tasks without limit: `operators.guard` is what bounds
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -109,6 +110,8 @@ def configure_ray_data() -> None:
     context.raise_original_map_exception = True
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []  # their advice on memory= comes every 30 s
+    # Ray counts the blocks that go in; one of ours becomes as many fragments as its file has.
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)
 
 
 def _pool(compute: Compute) -> ray.data.ActorPoolStrategy:

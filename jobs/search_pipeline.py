@@ -21,7 +21,7 @@ import ray
 import ray.data
 
 from jobs.config import Compute, EmbedConfig
-from jobs.index_pipeline import open_shards, snapshot_has_refine
+from jobs.index_pipeline import open_shards
 from jobs.pipeline import configure_ray_data, embedded_rows
 from jobs.query_embedding import document_config, query_spec
 from jobs.search_config import SearchConfig
@@ -33,7 +33,7 @@ from operators.embedder.fingerprint import mapping_digest
 from operators.errors import InputError
 from operators.fragment import SourceFile
 from operators.index.group import settings_for
-from operators.index.open import check_columns
+from operators.index.open import check_columns, has_refine_store
 from operators.index.queries import ROWS_AT_ONCE
 from operators.index.snapshot import IndexSnapshot, Settings
 from operators.storage import Location, delete, exists, iter_files, locate, open_input, upload
@@ -42,6 +42,7 @@ from operators.store.dataset import Identity, encode_schema
 logger = logging.getLogger(__name__)
 
 _SHARE_BESIDE_EMBEDDING = 0.25  # of a CPU per thread: embedding a query costs far more than searching it
+_SHARE_ALONE = 0.6  # the rest reads, gathers and writes
 _SEARCH_CPUS = 0.1
 
 
@@ -54,13 +55,18 @@ def search_queries(config: SearchConfig, snapshot: IndexSnapshot, settings: Sett
     if not files:
         raise InputError(f"check queries.path: there is no file at {config.queries.path}")
     output = locate(config.output.path, config.output.storage_options)
-    setup = _setup(config, snapshot, settings, output)
-    rows = _text_rows(config, snapshot, setup) if config.queries.vector is None else _vector_rows(config, setup, files)
+    is_text = config.queries.vector is None
+    threads, share = _threads_and_share(config, is_text)
     done = []
-    for row in rows:
-        done.append(row)
-        if len(done) % 16 == 0:
-            logger.info("%s queries searched", f"{sum(r['queries'] for r in done):,}")
+    with open_shards(
+        locate(config.index, config.storage_options), snapshot, threads, config.compute.cache_dir, share
+    ) as workers:
+        setup = _setup(config, snapshot, settings, output, workers)
+        rows = _text_rows(config, snapshot, setup, share) if is_text else _vector_rows(config, setup, files)
+        for row in rows:
+            done.append(row)
+            if len(done) % 16 == 0:
+                logger.info("%s queries searched", f"{sum(r['queries'] for r in done):,}")
     _put_together(done, setup.parts, output, files)
     queries, rejected = sum(r["queries"] for r in done), sum(r["rejected"] for r in done)
     seconds = time.monotonic() - started
@@ -73,16 +79,19 @@ def search_queries(config: SearchConfig, snapshot: IndexSnapshot, settings: Sett
     return 0
 
 
-def _setup(config: SearchConfig, snapshot: IndexSnapshot, settings: Settings, output: Location) -> SearchSetup:
+def _threads_and_share(config: SearchConfig, is_text: bool) -> tuple[int, float]:
+    """Threads of a process that holds shards, and the CPUs that it reserves: so many that no more than wanted fit."""
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    threads = config.compute.threads_per_worker or min(4, cpus)
+    each = _SHARE_BESIDE_EMBEDDING if is_text else _SHARE_ALONE
+    wanted = config.compute.workers or max(1, cpus // 4)
+    return threads, max(each * threads, each * cpus / wanted)
+
+
+def _setup(
+    config: SearchConfig, snapshot: IndexSnapshot, settings: Settings, output: Location, workers: list[Any]
+) -> SearchSetup:
     index = locate(config.index, config.storage_options)
-    compute, cpus = config.compute, int(ray.cluster_resources().get("CPU", 1))
-    threads = compute.threads_per_worker or min(4, cpus)
-    share = _SHARE_BESIDE_EMBEDDING if config.queries and config.queries.vector is None else 0.75
-    wanted = compute.workers or max(1, cpus // 4)
-    # Worker processes get at least their share; `open_shards` makes no more of them than fit.
-    workers = open_shards(
-        index, snapshot, threads, compute.cache_dir, max(share * threads, 0.9 * share * cpus / wanted)
-    )
     check_columns(config.columns, ray.get(workers[0].columns.remote()))
     if config.filter is not None:
         selected = sum(ray.get([worker.select.remote(config.filter) for worker in workers]))
@@ -110,11 +119,13 @@ def _setup(config: SearchConfig, snapshot: IndexSnapshot, settings: Settings, ou
         config.filter,
         config.columns,
         snapshot.identity.spec.larger_is_better,
-        snapshot_has_refine(snapshot),
+        has_refine_store(snapshot.identity),
     )
 
 
-def _text_rows(config: SearchConfig, snapshot: IndexSnapshot, setup: SearchSetup) -> Iterator[dict[str, Any]]:
+def _text_rows(
+    config: SearchConfig, snapshot: IndexSnapshot, setup: SearchSetup, share: float
+) -> Iterator[dict[str, Any]]:
     """The embed pipeline with the queries as its source and the search as its last stage."""
     assert config.queries is not None, "the config has queries"
     identity = snapshot.identity
@@ -123,7 +134,7 @@ def _text_rows(config: SearchConfig, snapshot: IndexSnapshot, setup: SearchSetup
     source = config.queries.source.model_copy(update={"rows_per_fragment": ROWS_AT_ONCE})
     documents = document_config(dataset)
     cpus = ray.cluster_resources().get("CPU", 1)
-    room = int((cpus - _SHARE_BESIDE_EMBEDDING * len(setup.workers) * 4 - 0.6) / 0.75)
+    room = int((cpus - share * len(setup.workers) - 0.6) / 0.75)
     embed = EmbedConfig(
         source=source,
         model=documents.model,
@@ -152,7 +163,7 @@ def _vector_rows(config: SearchConfig, setup: SearchSetup, files: list[SourceFil
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0.11,
-            compute=ray.data.TaskPoolStrategy(size=most),
+            compute=ray.data.TaskPoolStrategy(size=min(most, len(files))),
         )
         .map_batches(
             functools.partial(search_batch, setup=setup),

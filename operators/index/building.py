@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from operators.errors import InputError
-from operators.index.ids import ID_COLUMNS, IdsWriter, read_shard_record
+from operators.index.ids import ID_COLUMNS, IdsWriter, id_table, read_shard_record
 from operators.index.library import faiss
 from operators.index.snapshot import FragmentRows, ShardRecord, shard_file
 from operators.index.spec import ivf_of
@@ -121,12 +120,12 @@ def build_shard(plan: ShardPlan, trained: Trained, setup: BuildSetup) -> ShardRe
     with scratch_folder(setup.local_dir) as folder:
         writer = ShardWriter(trained, setup, Path(folder))
         for part in plan.parts:
-            for rows, table, vectors in _blocks(part, setup):
+            for rows, table, vectors in part_blocks(part, setup):
                 writer.add(part.record.key, rows, table, vectors)
         return writer.finish(plan, started)
 
 
-def _blocks(part: FragmentPart, setup: BuildSetup) -> Iterator[tuple[NDArray[np.int32], pa.Table, Vectors]]:
+def part_blocks(part: FragmentPart, setup: BuildSetup) -> Iterator[tuple[NDArray[np.int32], pa.Table, Vectors]]:
     """Row numbers, id columns and vectors of what a shard takes of a fragment."""
     columns = (*ID_COLUMNS, *setup.keep.names)
     for block in read_blocks(setup.dataset, setup.identity, setup.space, part.record, columns):
@@ -147,20 +146,28 @@ def collect_truth(record: ShardRecord, setup: BuildSetup) -> None:
     truth, first = TruthCollector(setup.queries, setup.space.metric), 0
     with open_input(shard_file(setup.index, record.key, "ids.parquet")) as stream:
         origin = pq.ParquetFile(stream, page_checksum_verification=True).read(columns=["fragment", "row"])
-    fragments, rows = origin["fragment"].cast(pa.string()), origin["row"].to_numpy()
-    for part in record.fragments:
-        mine = pc.equal(fragments, part.key).to_numpy().astype(bool)
+    for fragment, rows in _runs(origin):
         try:
-            source = read_record(data_file(setup.dataset, part.key))
+            source = read_record(data_file(setup.dataset, fragment))
         except FileNotFoundError:
             raise InputError(
-                f"set update.mode: rebuild, or measure with the queries of before: data/{part.key}.parquet is gone, "
+                f"set update.mode: rebuild, or measure with the queries of before: data/{fragment}.parquet is gone, "
                 f"so the exact neighbours of new queries in shard {record.key} cannot be found"
             ) from None
-        for _, table, vectors in _blocks(FragmentPart(source, rows[mine]), setup):
+        for _, table, vectors in part_blocks(FragmentPart(source, rows), setup):
             truth.add(vectors, table, first)
             first += len(vectors)
     store_truth(truth_file(setup.index, record.key, setup.queries), truth.finish())
+
+
+def _runs(origin: pa.Table) -> Iterator[tuple[str, NDArray[np.int32]]]:
+    """Runs of an id map in which the rows of one fragment follow each other, ascending."""
+    fragments = origin["fragment"].cast(pa.string()).combine_chunks().dictionary_encode()
+    fragments = fragments if isinstance(fragments, pa.DictionaryArray) else fragments.combine_chunks()
+    codes, rows = fragments.indices.to_numpy(), origin["row"].to_numpy()
+    starts = np.flatnonzero((np.diff(codes, prepend=-1) != 0) | (np.diff(rows, prepend=-1) <= 0))
+    for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
+        yield str(fragments.dictionary[int(codes[start])]), rows[start:end]
 
 
 class ShardWriter:
@@ -176,15 +183,14 @@ class ShardWriter:
     def add(self, fragment: str, rows: NDArray[np.int32], table: pa.Table, vectors: Vectors) -> None:
         """Add rows of a fragment with their vectors."""
         self._rows[fragment] = self._rows.get(fragment, 0) + len(rows)
-        if not len(rows):
-            return
-        self.add_vectors(vectors, table)
-        self._ids.add_rows(fragment, rows, table)
+        if len(rows):
+            self.add_table(id_table(fragment, rows, table, self._setup.keep), vectors)
 
-    def add_vectors(self, vectors: Vectors, ids: pa.Table) -> None:
-        """Add vectors to the index and compare the held-out queries with them; the id map is the caller's."""
+    def add_table(self, ids: pa.Table, vectors: Vectors) -> None:
+        """Add vectors with their rows of the id map, and compare the held-out queries with them."""
         first = int(self._trained.index.ntotal)
         self._trained.index.add(vectors)
+        self._ids.add_table(ids)
         sample = vectors[::_DISTANCE_EVERY]
         distance = self._trained.mean_distance(sample)
         if distance is not None:
@@ -192,7 +198,7 @@ class ShardWriter:
         if self._truth is not None:
             self._truth.add(vectors, ids, first)
 
-    def finish(self, plan: ShardPlan, started: float) -> ShardRecord:
+    def finish(self, plan: ShardPlan, started: float, lists: tuple[int, int] | None = None) -> ShardRecord:
         """Write the files and put them on storage, the id map last: with it the shard exists."""
         setup, index = self._setup, self._trained.index
         assert index.ntotal == self._ids.rows, f"{index.ntotal} vectors, {self._ids.rows} ids"
@@ -206,6 +212,7 @@ class ShardWriter:
             sha256=sha256_of(local),
             trained_sha256=self._trained.sha256,
             fragments=tuple(FragmentRows(key=key, rows=rows) for key, rows in self._rows.items()),
+            lists=lists,
             distance=_mean(self._distances),
             is_patch=any(part.rows is not None for part in plan.parts),
             cpu_seconds=round(time.process_time() - started, 3),

@@ -173,6 +173,23 @@ def merge(parts: Sequence[Found], k: int, largest: bool, num_queries: int) -> Fo
     return Found(*faiss.merge_knn_results(scores, ids, keep_max=largest))
 
 
+def with_ties(wanted: int) -> int:
+    """How many candidates to fetch so that those which tie with the last one wanted are likely among them."""
+    return wanted + max(16, wanted // 4)
+
+
+def cut_after_ties(found: Found, wanted: int, largest: bool) -> Found:
+    """The best `wanted` candidates and all that are as good as the last of them; the others become -1.
+
+    4-bit codes give whole groups of vectors one score, and which of a group come first depends on the shards.
+    """
+    if found.scores_QK.shape[1] <= wanted:
+        return found
+    last_Q1 = found.scores_QK[:, wanted - 1 : wanted]
+    kept = found.scores_QK >= last_Q1 if largest else found.scores_QK <= last_Q1
+    return Found(found.scores_QK, np.where(kept, found.ids_QK, -1))
+
+
 def rank(candidates: Found, finer: Sequence[NDArray[np.float32]], k: int, largest: bool) -> Found:
     """Order candidates by their finer scores, each given by the group that it belongs to; the k best."""
     scores_QC = finer[0]

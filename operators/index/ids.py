@@ -40,6 +40,14 @@ def ids_schema(keep: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(name, kind) for name, kind in _FIXED] + list(keep))
 
 
+def id_table(fragment: str, rows: NDArray[np.int32], table: pa.Table, keep: pa.Schema) -> pa.Table:
+    """Rows of a fragment, by their numbers in it, in an id map's form."""
+    schema = ids_schema(keep)
+    fragments = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), pa.array([fragment]))
+    columns = {"fragment": fragments, "row": pa.array(rows)}
+    return pa.table([columns[name] if name in columns else table[name] for name in schema.names], schema=schema)
+
+
 class IdsWriter:
     """Writes an id map to a local file, block by block; the shard's record goes into its footer at the end."""
 
@@ -49,20 +57,9 @@ class IdsWriter:
         # Arrow verifies the pages' checksums when it reads, so a damaged id map is an error and no wrong document.
         self._writer = pq.ParquetWriter(file, self._schema, compression="zstd", write_page_checksum=True)
 
-    def add(self, fragment: str, start_row: int, table: pa.Table) -> None:
-        """Add consecutive rows of a fragment, from `start_row` on."""
-        self.add_rows(fragment, np.arange(start_row, start_row + table.num_rows, dtype=np.int32), table)
-
-    def add_rows(self, fragment: str, rows: NDArray[np.int32], table: pa.Table) -> None:
-        """Add rows of a fragment by their numbers."""
-        fragments = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), pa.array([fragment]))
-        columns = {"fragment": fragments, "row": pa.array(rows)}
-        whole = [columns[name] if name in columns else table[name] for name in self._schema.names]
-        self.add_table(pa.table(whole, schema=self._schema))
-
     def add_table(self, table: pa.Table) -> None:
-        """Add rows that are in an id map's form already."""
-        self._writer.write_table(table, row_group_size=_BATCH_ROWS)
+        """Add rows in an id map's form (`id_table`)."""
+        self._writer.write_table(table.cast(self._schema), row_group_size=_BATCH_ROWS)
         self.rows += table.num_rows
 
     def close(self, record: ShardRecord | None = None) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import InputError
-from operators.index.group import Found, ShardGroup, rank, settings_for
+from operators.index.group import Found, ShardGroup, cut_after_ties, rank, settings_for, with_ties
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, Settings, read_index
 from operators.index.spec import make_index, take_apart
 from operators.index.vectors import Vectors
@@ -83,7 +83,9 @@ class Index:
             settings = settings_for(settings, self._group.select(filter), self.snapshot.num_vectors)
         if not self._has_refine:
             return self._group.candidates(queries_QD, k, settings, filter)
-        candidates = self._group.candidates(queries_QD, k * settings.k_factor, settings, filter)
+        wanted = k * settings.k_factor
+        candidates = self._group.candidates(queries_QD, with_ties(wanted), settings, filter)
+        candidates = cut_after_ties(candidates, wanted, self.identity.spec.larger_is_better)
         finer = self._group.rescore(queries_QD, candidates.ids_QK)
         return rank(candidates, [finer], k, self.identity.spec.larger_is_better)
 

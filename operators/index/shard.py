@@ -62,6 +62,8 @@ class Shard:
             return self._none(len(queries.core_QD), k)
         if self.parts.is_ivf:
             assert queries.lists_QP is not None, "an index with inverted lists prepares them"
+            if self.record.lists is not None:
+                return self._routed(queries, k, mask)
             if suits(core, len(queries.core_QD), queries.lists_QP.shape[1]):
                 return search_by_list(core, self._quantizer, queries, k, mask)
             return _search_lists(core, queries, k, _selector(mask))
@@ -72,6 +74,27 @@ class Shard:
         if back is not None:
             ordinals_QK = np.where(ordinals_QK >= 0, back[np.maximum(ordinals_QK, 0)], -1)
         scores_QK[ordinals_QK < 0] = -np.inf if self._spec.larger_is_better else np.inf
+        return scores_QK, ordinals_QK
+
+    def _routed(self, queries: Prepared, k: int, mask: Mask | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Search those queries that look into lists of this shard; the others find nothing here."""
+        assert queries.lists_QP is not None, "an index with inverted lists prepares them"
+        assert queries.coarse_QP is not None, "as above"
+        assert self.record.lists is not None, "a shard by list"
+        first, end = self.record.lists
+        rows = np.flatnonzero(((queries.lists_QP >= first) & (queries.lists_QP < end)).any(axis=1))
+        scores_QK, ordinals_QK = self._none(len(queries.core_QD), k)
+        if len(rows):
+            mine = Prepared(
+                queries.original_QD[rows], queries.core_QD[rows], queries.lists_QP[rows], queries.coarse_QP[rows]
+            )
+            by_list = suits(self.parts.core, len(queries.core_QD), queries.lists_QP.shape[1])
+            found = (
+                search_by_list(self.parts.core, self._quantizer, mine, k, mask)
+                if by_list
+                else _search_lists(self.parts.core, mine, k, _selector(mask))
+            )
+            scores_QK[rows], ordinals_QK[rows] = found
         return scores_QK, ordinals_QK
 
     def scanned(self, queries: Prepared, settings: Settings) -> float:

@@ -63,6 +63,15 @@ class Trained:
             coarse_QP, lists_QP = quantizer.search(core_QD, probes)
         return Prepared(queries_QD, core_QD, lists_QP, coarse_QP)
 
+    def nearest_lists(self, vectors_ND: Vectors) -> NDArray[np.int64]:
+        """The inverted list that each vector belongs to."""
+        if self.spec.is_binary:
+            _, lists_N1 = self.index.quantizer.search(vectors_ND, 1)
+        else:
+            _, lists_N1 = self.parts.core.quantizer.search(self.parts.transform(vectors_ND), 1)
+        lists_N: NDArray[np.int64] = lists_N1[:, 0]
+        return lists_N
+
     def assign_on_gpu(self) -> None:
         """Find the lists of added vectors on this process's GPUs, where the centroids are in a flat index."""
         core = self.parts.core

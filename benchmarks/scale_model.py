@@ -1,0 +1,304 @@
+"""The sizes of an index at a scale that nobody has built here: shards, bytes, memory. Used by benchmarks.scale.
+
+Spec, shard size, grouping, sample and records come from the project's own code and follow it. What that code does not
+say (how faiss lays codes out in memory, what a step costs) stands in `Costs`, each number with its source.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from operators.fragment import Extent, Fragment, SourceFile, Unit
+from operators.index.building import FragmentPart
+from operators.index.group import with_ties
+from operators.index.planning import Sharding, fixed_bytes, group_fragments, shard_rows
+from operators.index.sampling import plan_draws
+from operators.index.snapshot import FragmentRows, ShardRecord
+from operators.index.spec import IndexSpec, choose_spec, footprint, make_index
+from operators.index.training import Training, num_lists, sample_size
+from operators.index.truth import DEPTH_PER_K
+from operators.store.fragments import FragmentRecord
+
+HELD_OUT, TOP_K = 1000, 10  # jobs/index_config.py: recall.queries, recall.k
+ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+_BLOCK = 32  # vectors of a list that faiss's FastScan codes keep together; the last block is padded
+_LISTS_DRAWN = 50_000
+
+
+def _of(value: float, source: str) -> Any:
+    """A number with its source; `--plan` prints both."""
+    return field(default=value, metadata={"source": source})
+
+
+_HERE = "measured on one core of an AMD EPYC (Zen 5), 2026-11-21: "
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What steps cost. `_us` are microseconds of one core, for a vector of 768 components unless the source says so."""
+
+    read_us: float = _of(6.3, _HERE + "`read_blocks` of a float16 fragment, scaled to length 1")
+    pq_us: float = _of(8.7, _HERE + "4-bit codes, a piece for 4 components")
+    refine_us: float = _of(0.7, _HERE + "8-bit codes of the refine store")
+    truth_us: float = _of(8.3, _HERE + "exact comparison with 1,000 queries, 31 neighbours kept")
+    ids_us: float = _of(0.3, _HERE + "`IdsWriter`, whatever the components")
+    open_ids_us: float = _of(0.45, _HERE + "`IdMap` of a large map, whatever the components")
+    graph_us_per_candidate: float = _of(1.3, _HERE + "HNSW32 over 4,096 to 32,768 centroids, ef 16 to 256; a fit")
+    graph_us_per_doubling: float = _of(1.7, "the same fit: per doubling of the centroids")
+    graph_build_us: float = _of(91, _HERE + "HNSW32, 16,384 to 32,768 centroids")
+    query_us: float = _of(10, _HERE + "FastScan search of a shard, what a query costs before the first list")
+    list_us: float = _of(0.2, _HERE + "FastScan, what opening a list costs")
+    code_us: float = _of(0.0026, _HERE + "FastScan, a code of 96 bytes in a long list")
+    merge_us: float = _of(0.0016, "measured: `merge_knn_results`, 64 shards x 10,000 queries x 100")
+    sha256_mb: float = _of(1684, _HERE + "MB/s")
+    gflops: float = _of(181, "measured: matrix products of the faiss wheel on this CPU (operators/index/library.py)")
+    load_mb: float = _of(1833, "measured: read_index from a page-cached disk, MB/s")
+    write_mb: float = _of(826, "measured: write_index to local disk, MB/s")
+    recover_s: float = _of(14, "measured: Ray 2.60, from a node's death to the first task run again")
+    imbalance: float = _of(2.1, "measured: faiss's imbalance of lists trained on a uniform sample")
+    row_bytes: float = _of(22, _HERE + "bytes of a row of the embeddings besides its vector")
+    ids_bytes: float = _of(27.3, _HERE + "bytes of a row of the id map, text_hash included, doc_ids of 16 letters")
+    open_ids_bytes: float = _of(78, _HERE + "the same, as mapped for search")
+    graph_bytes: float = _of(272, _HERE + "HNSW32, bytes per centroid besides its vector")
+    list_bytes: float = _of(100, _HERE + "resident bytes per list besides codes and ids")
+    record_bytes: float = _of(800, _HERE + "a FragmentRecord in memory")
+    part_bytes: float = _of(560, _HERE + "a FragmentRows of a snapshot in memory")
+    driver_mb: float = _of(290, "measured: driver of an embed job (benchmarks/RESULTS.md)")
+    vcpu: float = _of(2, "estimate: a rented CPU is half a core, and an older one; all CPU times are multiplied by it")
+    out_of_cache: float = _of(2, "estimate: graphs and lists of gigabytes against those measured, of megabytes")
+    threads: float = _of(0.8, "estimate: what a further thread of a builder or searcher adds")
+    start_s: float = _of(8, "estimate: start of a Ray worker process with its imports (faiss alone 0.8 s)")
+    connection_mb: float = _of(90, "estimate: one S3 connection; AWS's performance guide reckons with 85 to 90 MB/s")
+    get_mb: float = _of(500, "estimate: s3fs `get_file`, ten connections, one Python process (323 from a local RGW)")
+    put_mb: float = _of(300, "estimate: s3fs `put_file`, the same (111 to a local RGW on the same two cores)")
+    straggler: float = _of(0.2, "estimate: sigma of the lognormal factor on a task's CPU time")
+    node_back_s: float = _of(180, "estimate: until a lost node is replaced")
+    gpu_tflops: float = _of(20, "estimate: k-means of one data-centre GPU in faiss, fp16")
+    scanned_share: float = _of(1 / 8192, "estimate: nprobe / lists at a recall of 0.95; the index job measures it")
+    k_factor: float = _of(16, "estimate: candidates per result that the refine store ranks; the index job measures it")
+    disk_read_us: float = _of(100, "estimate: a random read of a page from NVMe, one at a time")
+    call_us: float = _of(300, "estimate: a Ray actor call and its answer, on the caller's core")
+    storage_usd: float = _of(0.023, "estimate: list price of S3 per GB and month")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is indexed, and on which machines."""
+
+    name: str
+    vectors: int
+    dim: int = 768
+    dtype: str = "float16"
+    recall: float = 0.95
+    spec: str = "auto"
+    rows_per_fragment: int = 16384
+    memory_per_builder: int = 16_000_000_000
+    nodes: int = 20
+    cpus: int = 32
+    ram: float = 128e9
+    disk: float = 1.9e12
+    network_gbit: float = 25
+    price: float = 1.5  # USD of a node for an hour; a machine of 32 vCPUs and 128 GiB costs about that on demand
+    gpus: int = 8  # for k-means
+    gpu_price: float = 4.0
+    mtbf_hours: float = 200  # of one node: spot machines; those on demand live for months
+    batch_queries: int = 1_000_000
+    seed: int = 0
+
+    @property
+    def link_bytes(self) -> float:
+        """Bytes a second of a node's network, each way."""
+        return self.network_gbit * 1e9 / 8
+
+
+@dataclass(frozen=True, slots=True)
+class ListShape:
+    """How the codes of a shard lie in its lists, means over the lists."""
+
+    stored: float  # codes, padding included, in the file
+    resident_bytes: float  # of codes, in memory
+    probed: float  # codes, padding included, of a list that a query looks into: large lists are looked into more often
+    probed_lists: float  # share of probed lists that hold anything
+
+
+class Plan:
+    """A scenario as this project's code would cut it."""
+
+    def __init__(self, scenario: Scenario, costs: Costs) -> None:
+        self.scenario, self.costs = scenario, costs
+        s = scenario
+        if s.spec == "auto":
+            self.spec = choose_spec(s.vectors, s.dim, "cosine", s.recall, None)
+        else:
+            self.spec = IndexSpec(s.spec, "cosine", s.dim, "as asked")
+        index = make_index(self.spec)
+        self.lists, self.bytes = num_lists(index, self.spec), footprint(index, self.spec)
+        self.has_graph, self.is_fast = "_HNSW" in self.spec.factory, "fs" in self.spec.factory
+        self.sample = sample_size(self.spec, Training())
+        # One record stands for all fragments: shard_rows and group_fragments look at nothing but their `chunks`.
+        self.records = [self._record()] * math.ceil(s.vectors / s.rows_per_fragment)
+        self.drawn = sum(d.num_train for d in plan_draws(self.records, self.sample, HELD_OUT, s.seed))
+        sharding = Sharding(memory_bytes=s.memory_per_builder)
+        wanted = shard_rows(sharding, self.spec, self.records, HELD_OUT)
+        groups = group_fragments([FragmentPart(record) for record in self.records], wanted)
+        self.shards = [sum(part.num_rows for part in group) for group in groups]
+        self.fragments_per_shard = len(groups[0])
+        self.rows = max(self.shards)
+        self.lists_of_shard = self._draw_lists(self.rows)
+
+    def _record(self) -> FragmentRecord:
+        rows = self.scenario.rows_per_fragment
+        unit = Unit.of((Extent(SourceFile("s3://bucket/corpus/part-000000.parquet", 10**8, "0" * 32)),), "")
+        return FragmentRecord(Fragment(unit, 0, True), rows, rows, 0, 0, 0, 0, 0, 0, "0" * 32)
+
+    def _draw_lists(self, rows: int) -> ListShape:
+        """Lists of unequal length (gamma with faiss's imbalance), of which a shard holds a Poisson share each."""
+        rng = np.random.default_rng(self.scenario.seed)
+        shape = 1 / (self.costs.imbalance - 1)
+        share_L = rng.gamma(shape, 1 / shape, _LISTS_DRAWN)
+        sizes_L = rng.poisson(rows / self.lists * share_L)
+        held_L = -(-sizes_L // _BLOCK) * _BLOCK if self.is_fast else sizes_L
+        bytes_L = held_L * self.code_bytes
+        # faiss's AlignedTable reserves powers of two; above a page of memory what is not written is not resident.
+        powers_L = 2.0 ** np.ceil(np.log2(np.maximum(bytes_L, 1)))
+        resident_L = np.where(self.is_fast & (bytes_L > 0) & (bytes_L < 4096), powers_L, bytes_L)
+        probed = float((held_L * share_L).sum() / share_L.sum())
+        return ListShape(
+            float(held_L.mean()),
+            float(resident_L.mean()),
+            probed,
+            float(((sizes_L > 0) * share_L).sum() / share_L.sum()),
+        )
+
+    @property
+    def code_bytes(self) -> float:
+        """Bytes of a code in a list, its id apart."""
+        return self.bytes.hot - 8
+
+    @property
+    def padding(self) -> float:
+        """Codes stored for each code needed."""
+        return self.lists_of_shard.stored * self.lists / self.rows
+
+    @property
+    def trained_bytes(self) -> float:
+        """Size of trained.faiss: centroids, their graph, 16 bytes an empty list, the codec."""
+        graph = self.costs.graph_bytes if self.has_graph else 0
+        return self.lists * (4 * self.scenario.dim + graph + 16) + 100 * self.scenario.dim
+
+    @property
+    def shard_bytes(self) -> float:
+        """Size of the largest shard's faiss file."""
+        codes = self.lists * (16 + self.lists_of_shard.stored * self.code_bytes)
+        return codes + self.rows * (8 + self.bytes.cold)
+
+    @property
+    def ids_bytes(self) -> float:
+        """Size of the largest shard's id map."""
+        return self.rows * self.costs.ids_bytes
+
+    @property
+    def index_bytes(self) -> float:
+        """The whole index on storage."""
+        return self.trained_bytes + (self.shard_bytes + self.ids_bytes) * self.scenario.vectors / self.rows
+
+    @property
+    def resident_bytes(self) -> float:
+        """Memory of the largest shard opened for search: FastScan lists are not mapped, the refine store is."""
+        return self.lists * (self.costs.list_bytes + self.lists_of_shard.resident_bytes) + self.rows * 8
+
+    @property
+    def request_bytes(self) -> float:
+        """Memory that a builder asks Ray for: jobs.index_pipeline._builder_bytes, which needs a running job's setup."""
+        needed = fixed_bytes(self.spec, 16384, HELD_OUT) + 2 * (self.bytes.hot + self.bytes.cold) * self.rows
+        return min(needed, self.scenario.memory_per_builder)
+
+    @property
+    def build_peak_bytes(self) -> float:
+        """What a builder takes at most: the refine store is one vector, which holds 1.5 times itself while it grows."""
+        fixed = fixed_bytes(self.spec, 16384, HELD_OUT)
+        return fixed + self.resident_bytes + 1.5 * self.rows * self.bytes.cold
+
+    @property
+    def slots(self) -> int:
+        """Builders that a node runs at once; Ray gives tasks 70 % of a node's memory (the rest is its object store)."""
+        return min(self.scenario.cpus, int(0.7 * self.scenario.ram / self.request_bytes))
+
+    @property
+    def threads(self) -> int:
+        """compute.cpus_per_builder that leaves no CPU idle."""
+        return self.scenario.cpus // max(1, self.slots)
+
+    @property
+    def sample_bytes(self) -> float:
+        """The training sample, as float32."""
+        return 4.0 * self.drawn * self.scenario.dim
+
+    @property
+    def train_ram_bytes(self) -> float:
+        """Memory of the training process: `train` permutes a copy while its caller holds the original."""
+        return 2 * self.sample_bytes + 3 * self.trained_bytes
+
+    @property
+    def kmeans_flop(self) -> float:
+        """Brute-force k-means, as `training.train` has faiss do it."""
+        return 2.0 * self.drawn * self.lists * self.scenario.dim * Training().iterations
+
+    @property
+    def two_level_flop(self) -> float:
+        """k-means of sqrt(lists) clusters, then of each of them: what this code does not do yet."""
+        return self.kmeans_flop * 2 / math.sqrt(self.lists)
+
+    @property
+    def nprobe(self) -> int:
+        """Lists that a query looks into."""
+        return max(1, round(self.lists * self.costs.scanned_share))
+
+    @property
+    def fetched(self) -> int:
+        """Candidates that a worker returns for a query."""
+        return with_ties(int(TOP_K * self.costs.k_factor)) if self.bytes.cold else TOP_K
+
+    @property
+    def searchers(self) -> int:
+        """Workers of a batch search over ready vectors, as jobs.search_pipeline._setup counts them by default."""
+        cpus = self.scenario.nodes * self.scenario.cpus
+        each = max(0.75 * 4, 0.9 * 0.75 * cpus / max(1, cpus // 4))
+        return min(len(self.shards), int(cpus / each))
+
+    @property
+    def search_bytes_per_node(self) -> float:
+        """Memory for search: every worker process has the trained index, and its shards' codes."""
+        processes = self.searchers * (450 * 2**20 + self.trained_bytes) + len(self.shards) * self.resident_bytes
+        return processes / min(self.scenario.nodes, self.searchers)
+
+    @property
+    def truth_bytes(self) -> float:
+        """Peak of merge_truth on the driver: 12 bytes a neighbour as read, and 48 as listed, joined and sorted."""
+        return 60.0 * HELD_OUT * (DEPTH_PER_K * TOP_K + 1) * len(self.shards)
+
+    @cached_property
+    def snapshot_bytes(self) -> float:
+        """Size of a snapshot's JSON: a line a fragment, and a record a shard with its fragments."""
+        parts = tuple(FragmentRows(key=self.records[0].key, rows=self.rows) for _ in range(100))
+        facts = {"key": "0" * 24, "rows": self.rows, "bytes": int(self.shard_bytes), "sha256": "0" * 64}
+        more = {"ids_bytes": int(self.ids_bytes), "ids_sha256": "0" * 64, "trained_sha256": "0" * 64}
+        record = ShardRecord.model_validate({**facts, **more, "fragments": parts, "distance": 0.5, "cpu_seconds": 1.0})
+        part = (
+            len(record.model_dump_json(indent=1))
+            - len(record.model_copy(update={"fragments": ()}).model_dump_json(indent=1))
+        ) / 100
+        shard = len(record.model_dump_json(indent=1)) - 100 * part
+        # Two further spaces before each of a shard's about 15 lines, three before each of a fragment's four.
+        return len(self.shards) * (shard + 30) + len(self.records) * (part + 8 + len(self.records[0].key) + 6)
+
+    @property
+    def driver_bytes(self) -> float:
+        """Memory of the index job's driver."""
+        records = len(self.records) * (self.costs.record_bytes + self.costs.part_bytes)
+        return self.costs.driver_mb * 1e6 + records + self.truth_bytes + 2 * self.snapshot_bytes
