@@ -149,6 +149,7 @@ class Plan:
         self.shards = [sum(part.num_rows for part in group) for group in groups]
         self.fragments_per_shard = len(groups[0])
         self.rows = max(self.shards)
+        self.fixed_bytes = fixed_bytes(self.spec, min(16384, s.rows_per_fragment), HELD_OUT)
         self.lists_of_shard = self._draw_lists(self.rows)
 
     def _record(self) -> FragmentRecord:
@@ -215,14 +216,13 @@ class Plan:
     @property
     def request_bytes(self) -> float:
         """Memory that a builder asks Ray for: jobs.index_pipeline._builder_bytes, which needs a running job's setup."""
-        needed = fixed_bytes(self.spec, 16384, HELD_OUT) + 2 * (self.bytes.hot + self.bytes.cold) * self.rows
+        needed = self.fixed_bytes + 2 * (self.bytes.hot + self.bytes.cold) * self.rows
         return min(needed, self.scenario.memory_per_builder)
 
     @property
     def build_peak_bytes(self) -> float:
         """What a builder takes at most: the refine store is one vector, which holds 1.5 times itself while it grows."""
-        fixed = fixed_bytes(self.spec, 16384, HELD_OUT)
-        return fixed + self.resident_bytes + 1.5 * self.rows * self.bytes.cold
+        return self.fixed_bytes + self.resident_bytes + 1.5 * self.rows * self.bytes.cold
 
     @property
     def slots(self) -> int:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from operators.storage import (
     StorageError,
     delete,
     exists,
+    move,
     open_input,
     sha256_of,
     size_of,
@@ -44,7 +45,7 @@ from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, read_record
 
 BUILDER_VERSION = 1
-_DISTANCE_EVERY = 16  # drift is measured on every 16th vector: it costs a second look-up of its list
+_DISTANCE_EVERY = 64  # drift is measured on every 64th vector, since it costs a second look-up of its list
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ class ShardWriter:
         self._ids = IdsWriter(folder / "ids.parquet", setup.keep)
         self._truth = TruthCollector(setup.queries, setup.space.metric) if setup.queries else None
         self._rows: dict[str, int] = {}
-        self._distances: list[tuple[float, int]] = []
+        self._sample: list[Vectors] = []
 
     def add(self, fragment: str, rows: NDArray[np.int32], table: pa.Table, vectors: Vectors) -> None:
         """Add rows of a fragment with their vectors."""
@@ -191,10 +192,7 @@ class ShardWriter:
         first = int(self._trained.index.ntotal)
         self._trained.index.add(vectors)
         self._ids.add_table(ids)
-        sample = vectors[::_DISTANCE_EVERY]
-        distance = self._trained.mean_distance(sample)
-        if distance is not None:
-            self._distances.append((distance, len(sample)))
+        self._sample.append(vectors[::_DISTANCE_EVERY].copy())
         if self._truth is not None:
             self._truth.add(vectors, ids, first)
 
@@ -213,7 +211,7 @@ class ShardWriter:
             trained_sha256=self._trained.sha256,
             fragments=tuple(FragmentRows(key=key, rows=rows) for key, rows in self._rows.items()),
             lists=lists,
-            distance=_mean(self._distances),
+            distance=self._trained.mean_distance(np.concatenate(self._sample)) if self._sample else None,
             is_patch=any(part.rows is not None for part in plan.parts),
             cpu_seconds=round(time.process_time() - started, 3),
         )
@@ -222,9 +220,9 @@ class ShardWriter:
         if self._truth is not None and setup.queries is not None:
             store_truth(truth_file(setup.index, plan.key, setup.queries), self._truth.finish())
         ids = self._folder / "ids.parquet"
-        ids_sha256 = sha256_of(ids)
-        put_whole(ids, shard_file(setup.index, plan.key, "ids.parquet"), ids_sha256)
-        return record.model_copy(update={"ids_bytes": ids.stat().st_size, "ids_sha256": ids_sha256})
+        complete = record.model_copy(update={"ids_bytes": ids.stat().st_size, "ids_sha256": sha256_of(ids)})
+        put_whole(ids, shard_file(setup.index, plan.key, "ids.parquet"), complete.ids_sha256)
+        return complete
 
     def _write_without_centroids(self, file: Path) -> None:
         self._trained.assign_on_cpu()
@@ -259,7 +257,9 @@ def _check_lists(index: Any, trained: Trained) -> None:
 
 
 def put_whole(local: Path, location: Location, sha256: str) -> None:
-    """Upload a file and read it back; what does not read back as it was is removed."""
+    """Put a local file into place and read it back; what does not read back as it was is removed."""
+    if move(local, location):
+        return  # the very file that was hashed
     upload(local, location)
     if stored_sha256(location) != sha256:
         delete(location)
@@ -269,11 +269,6 @@ def put_whole(local: Path, location: Location, sha256: str) -> None:
 def truth_file(index: Location, key: str, queries: HeldOut) -> Location:
     """Where a shard's exact neighbours of these queries lie."""
     return index / "recall" / f"{key}.{queries.digest}.parquet"
-
-
-def _mean(parts: Iterable[tuple[float, int]]) -> float | None:
-    total = [(value * weight, weight) for value, weight in parts]
-    return sum(v for v, _ in total) / sum(w for _, w in total) if total else None
 
 
 _SCRATCH = "embedfleet-shard-"

@@ -175,7 +175,7 @@ def merge(parts: Sequence[Found], k: int, largest: bool, num_queries: int) -> Fo
 
 def with_ties(wanted: int) -> int:
     """How many candidates to fetch so that those which tie with the last one wanted are likely among them."""
-    return wanted + max(16, wanted // 4)
+    return wanted + max(16, wanted // 8)
 
 
 def cut_after_ties(found: Found, wanted: int, largest: bool) -> Found:

@@ -102,5 +102,8 @@ faiss = _import()
 
 
 def use_threads(count: int) -> None:
-    """Let faiss use this many threads in this process; its own default is every CPU of the machine."""
+    """Let faiss and numpy use this many threads in this process; their own default is every CPU of the machine."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(max(1, count), user_api="blas")
     faiss.omp_set_num_threads(max(1, count))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from operators.index.library import faiss
 from operators.index.trained import Prepared
 
-MIN_QUERIES_PER_LIST = 24  # below, queries one by one are as fast
+MIN_QUERIES_PER_LIST = 8  # below, queries one by one are as fast
+_MATRIX_ELEMENTS = 1 << 23
 
 
 def suits(core: Any, num_queries: int, probes: int) -> bool:
@@ -49,10 +50,25 @@ def search_by_list(
         if not len(ids):
             continue
         rows = of_list // probes
-        scores, places = faiss.knn(queries.core_QD[rows], vectors, min(k, len(ids)), core.metric_type)
-        heap.add_result_subset(rows, scores, ids[places])
+        # All scores into the heaps at once: few of a list's vectors get past a query's best of nearer lists, while
+        # faiss.knn sorts out each list's own best first and takes 4 times as long.
+        step = max(1, _MATRIX_ELEMENTS // len(ids))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            heap.add_result_subset(part, _scores(queries.core_QD[part], vectors, largest), ids)
     heap.finalize()
     return heap.D, heap.I
+
+
+def _scores(queries_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], is_product: bool) -> NDArray[np.float32]:
+    """Inner products or squared distances of all pairs; as one matrix product."""
+    products_QN: NDArray[np.float32] = queries_QD @ vectors_ND.T
+    if is_product:
+        return products_QN
+    products_QN *= -2
+    products_QN += np.einsum("qd,qd->q", queries_QD, queries_QD)[:, None]
+    products_QN += np.einsum("nd,nd->n", vectors_ND, vectors_ND)
+    return np.maximum(products_QN, 0, out=products_QN)
 
 
 def _decode(core: Any, quantizer: Any, number: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -21,7 +21,7 @@ from operators.index.trained import Prepared, Trained, check_same_training, read
 from operators.index.vectors import Vectors
 
 Mask = NDArray[np.bool_]
-_DECODED_AT_ONCE = 1 << 16  # vectors of the refine store
+_DECODED_AT_ONCE = 1 << 11  # vectors of the refine store; as floats they should stay in the CPU's cache
 
 
 class Shard:
@@ -114,13 +114,11 @@ class Shard:
         assert refine is not None, "only an index with a refine store has finer scores"
         num_queries, count = ordinals_QC.shape
         scores_QC = np.empty(ordinals_QC.shape, np.float32)
-        rows = max(1, _DECODED_AT_ONCE // count)
+        rows, codes = max(1, _DECODED_AT_ONCE // count), _codes(refine)
         for start in range(0, num_queries, rows):
             part = ordinals_QC[start : start + rows]
-            present = part >= 0
-            decoded = refine.sa_decode(_codes(refine)[part[present]])
-            places = np.full(part.shape, -1, np.int64)
-            places[present] = np.arange(len(decoded))
+            decoded = refine.sa_decode(np.take(codes, part.reshape(-1), axis=0, mode="clip"))
+            places = np.where(part >= 0, np.arange(part.size).reshape(part.shape), -1)
             scores_QC[start : start + rows] = _score_by_place(
                 self._spec.larger_is_better, queries_QD[start : start + rows], decoded, places
             )

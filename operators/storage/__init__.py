@@ -10,7 +10,7 @@ from operators.storage.faults import StorageError, holds_secret, redact
 from operators.storage.files import create_exclusive, delete, exists, open_input, read_bytes, size_of, write_whole
 from operators.storage.listing import FileInfo, iter_files, list_folder
 from operators.storage.location import Location, locate
-from operators.storage.transfer import download, sha256_of, stored_sha256, upload
+from operators.storage.transfer import download, move, sha256_of, stored_sha256, upload
 
 __all__ = [
     "FileInfo",
@@ -24,6 +24,7 @@ __all__ = [
     "iter_files",
     "list_folder",
     "locate",
+    "move",
     "open_input",
     "read_bytes",
     "redact",

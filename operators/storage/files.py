@@ -179,7 +179,7 @@ def _complete_file_beside(path: str, fill: Callable[[str], None]) -> Iterator[st
     written = os.path.join(folder, f"{_WRITING}{uuid.uuid4().hex}")
     try:
         fill(written)
-        _sync(written)
+        sync(written)
         yield written
     finally:
         with suppress(FileNotFoundError):
@@ -192,10 +192,11 @@ def _write_bytes(path: str, data: Any) -> None:
 
 
 def _sync_folder(path: str) -> None:
-    _sync(os.path.dirname(path))
+    sync(os.path.dirname(path))
 
 
-def _sync(path: str) -> None:
+def sync(path: str) -> None:
+    """Wait until a local file or folder is on the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,13 +6,14 @@ leaves a truncated object behind (s3fs), a finished multipart upload does not.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from operators.storage.files import open_input, write_into
+from operators.storage.files import open_input, sync, write_into
 from operators.storage.location import Location, tried_at
 
 _PIECE_BYTES = 8 << 20
@@ -46,6 +47,25 @@ def upload(file: Path, location: Location) -> None:
         return
     parts = {"chunksize": _PART_BYTES} if location.is_s3 else {}
     tried_at(location, lambda: fs.put_file(os.fspath(file), path, **parts))
+
+
+def move(file: Path, location: Location) -> bool:
+    """Rename a local file to a place on the same disk; False where it lies elsewhere and has to be uploaded."""
+    if not location.is_local:
+        return False
+    target = Path(location.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if file.stat().st_dev != target.parent.stat().st_dev:
+        return False
+    sync(str(file))
+    try:
+        os.replace(file, target)
+    except OSError as error:
+        if error.errno == errno.EXDEV:  # bind mounts of one device
+            return False
+        raise
+    sync(str(target.parent))
+    return True
 
 
 def download(location: Location, file: Path) -> None:
