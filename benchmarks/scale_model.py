@@ -13,18 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from operators.errors import InputError
 from operators.fragment import Extent, Fragment, SourceFile, Unit
 from operators.index.building import FragmentPart
 from operators.index.group import with_ties
 from operators.index.planning import Sharding, fixed_bytes, group_fragments, shard_rows
 from operators.index.sampling import plan_draws
-from operators.index.snapshot import FragmentRows, ShardRecord
+from operators.index.snapshot import FragmentRows, IndexSnapshot, ShardRecord
 from operators.index.spec import IndexSpec, choose_spec, footprint, make_index
 from operators.index.training import Training, num_lists, sample_size
 from operators.index.truth import DEPTH_PER_K
 from operators.store.fragments import FragmentRecord
 
 HELD_OUT, TOP_K = 1000, 10  # jobs/index_config.py: recall.queries, recall.k
+DRIFT_EVERY = 64  # operators/index/building.py: vectors of which one is looked up twice
 ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 _BLOCK = 32  # vectors of a list that faiss's FastScan codes keep together; the last block is padded
 _LISTS_DRAWN = 50_000
@@ -35,7 +37,7 @@ def _of(value: float, source: str) -> Any:
     return field(default=value, metadata={"source": source})
 
 
-_HERE = "measured on one core of an AMD EPYC (Zen 5), 2026-11-21: "
+_HERE = "measured here: "  # one thread on an AMD EPYC (Zen 5) of two cores, faiss-cpu 1.15.1, 2026-11-21
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Costs:
     query_us: float = _of(10, _HERE + "FastScan search of a shard, what a query costs before the first list")
     list_us: float = _of(0.2, _HERE + "FastScan, what opening a list costs")
     code_us: float = _of(0.0026, _HERE + "FastScan, a code of 96 bytes in a long list")
+    plain_code_us: float = _of(0.6, "measured on an Intel Xeon core: IVF-SQ8, query by query, a vector scanned")
+    list_size_us: float = _of(1.1, _HERE + "asking faiss for a list's size from Python")
     merge_us: float = _of(0.0016, "measured: `merge_knn_results`, 64 shards x 10,000 queries x 100")
     sha256_mb: float = _of(1684, _HERE + "MB/s")
     gflops: float = _of(181, "measured: matrix products of the faiss wheel on this CPU (operators/index/library.py)")
@@ -63,7 +67,6 @@ class Costs:
     imbalance: float = _of(2.1, "measured: faiss's imbalance of lists trained on a uniform sample")
     row_bytes: float = _of(22, _HERE + "bytes of a row of the embeddings besides its vector")
     ids_bytes: float = _of(27.3, _HERE + "bytes of a row of the id map, text_hash included, doc_ids of 16 letters")
-    open_ids_bytes: float = _of(78, _HERE + "the same, as mapped for search")
     graph_bytes: float = _of(272, _HERE + "HNSW32, bytes per centroid besides its vector")
     list_bytes: float = _of(100, _HERE + "resident bytes per list besides codes and ids")
     record_bytes: float = _of(800, _HERE + "a FragmentRecord in memory")
@@ -106,7 +109,7 @@ class Scenario:
     price: float = 1.5  # USD of a node for an hour; a machine of 32 vCPUs and 128 GiB costs about that on demand
     gpus: int = 8  # for k-means
     gpu_price: float = 4.0
-    mtbf_hours: float = 200  # of one node: spot machines; those on demand live for months
+    mtbf_hours: float = 24  # of one node: spot machines on a bad day; those on demand live for months
     batch_queries: int = 1_000_000
     seed: int = 0
 
@@ -123,7 +126,6 @@ class ListShape:
     stored: float  # codes, padding included, in the file
     resident_bytes: float  # of codes, in memory
     probed: float  # codes, padding included, of a list that a query looks into: large lists are looked into more often
-    probed_lists: float  # share of probed lists that hold anything
 
 
 class Plan:
@@ -138,6 +140,8 @@ class Plan:
             self.spec = IndexSpec(s.spec, "cosine", s.dim, "as asked")
         index = make_index(self.spec)
         self.lists, self.bytes = num_lists(index, self.spec), footprint(index, self.spec)
+        if not self.lists:
+            raise InputError(f"plan for more vectors: {self.spec.factory} has no inverted lists, and needs no plan")
         self.has_graph, self.is_fast = "_HNSW" in self.spec.factory, "fs" in self.spec.factory
         self.sample = sample_size(self.spec, Training())
         # One record stands for all fragments: shard_rows and group_fragments look at nothing but their `chunks`.
@@ -145,9 +149,8 @@ class Plan:
         self.drawn = sum(d.num_train for d in plan_draws(self.records, self.sample, HELD_OUT, s.seed))
         sharding = Sharding(memory_bytes=s.memory_per_builder)
         wanted = shard_rows(sharding, self.spec, self.records, HELD_OUT)
-        groups = group_fragments([FragmentPart(record) for record in self.records], wanted)
+        groups = group_fragments([FragmentPart(self.records[0])] * len(self.records), wanted)
         self.shards = [sum(part.num_rows for part in group) for group in groups]
-        self.fragments_per_shard = len(groups[0])
         self.rows = max(self.shards)
         self.fixed_bytes = fixed_bytes(self.spec, min(16384, s.rows_per_fragment), HELD_OUT)
         self.lists_of_shard = self._draw_lists(self.rows)
@@ -173,18 +176,12 @@ class Plan:
             float(held_L.mean()),
             float(resident_L.mean()),
             probed,
-            float(((sizes_L > 0) * share_L).sum() / share_L.sum()),
         )
 
     @property
     def code_bytes(self) -> float:
         """Bytes of a code in a list, its id apart."""
         return self.bytes.hot - 8
-
-    @property
-    def padding(self) -> float:
-        """Codes stored for each code needed."""
-        return self.lists_of_shard.stored * self.lists / self.rows
 
     @property
     def trained_bytes(self) -> float:
@@ -214,6 +211,11 @@ class Plan:
         return self.lists * (self.costs.list_bytes + self.lists_of_shard.resident_bytes) + self.rows * 8
 
     @property
+    def whole_resident_bytes(self) -> float:
+        """Memory of one process that opens every shard."""
+        return self.trained_bytes + len(self.shards) * self.resident_bytes
+
+    @property
     def request_bytes(self) -> float:
         """Memory that a builder asks Ray for: jobs.index_pipeline._builder_bytes, which needs a running job's setup."""
         needed = self.fixed_bytes + 2 * (self.bytes.hot + self.bytes.cold) * self.rows
@@ -221,8 +223,10 @@ class Plan:
 
     @property
     def build_peak_bytes(self) -> float:
-        """What a builder takes at most: the refine store is one vector, which holds 1.5 times itself while it grows."""
-        return self.fixed_bytes + self.resident_bytes + 1.5 * self.rows * self.bytes.cold
+        """What a builder takes at most: what lies in one piece holds 1.5 times itself while it grows (measured)."""
+        codes = self.resident_bytes * (1 if self.is_fast else 1.5)
+        drift = 2 * 4 * self.scenario.dim * self.rows / DRIFT_EVERY  # kept until the end, then joined
+        return self.fixed_bytes + codes + 1.5 * self.rows * self.bytes.cold + drift
 
     @property
     def slots(self) -> int:
@@ -266,9 +270,9 @@ class Plan:
 
     @property
     def searchers(self) -> int:
-        """Workers of a batch search over ready vectors, as jobs.search_pipeline._setup counts them by default."""
+        """Workers of a batch search over ready vectors, as jobs.search_pipeline counts them by default."""
         cpus = self.scenario.nodes * self.scenario.cpus
-        each = max(0.75 * 4, 0.9 * 0.75 * cpus / max(1, cpus // 4))
+        each = max(0.6 * 4, 0.6 * cpus / max(1, cpus // 4))
         return min(len(self.shards), int(cpus / each))
 
     @property
@@ -285,20 +289,35 @@ class Plan:
     @cached_property
     def snapshot_bytes(self) -> float:
         """Size of a snapshot's JSON: a line a fragment, and a record a shard with its fragments."""
-        parts = tuple(FragmentRows(key=self.records[0].key, rows=self.rows) for _ in range(100))
-        facts = {"key": "0" * 24, "rows": self.rows, "bytes": int(self.shard_bytes), "sha256": "0" * 64}
-        more = {"ids_bytes": int(self.ids_bytes), "ids_sha256": "0" * 64, "trained_sha256": "0" * 64}
-        record = ShardRecord.model_validate({**facts, **more, "fragments": parts, "distance": 0.5, "cpu_seconds": 1.0})
-        part = (
-            len(record.model_dump_json(indent=1))
-            - len(record.model_copy(update={"fragments": ()}).model_dump_json(indent=1))
-        ) / 100
-        shard = len(record.model_dump_json(indent=1)) - 100 * part
-        # Two further spaces before each of a shard's about 15 lines, three before each of a fragment's four.
-        return len(self.shards) * (shard + 30) + len(self.records) * (part + 8 + len(self.records[0].key) + 6)
+        key, digest = self.records[0].key, "0" * 64
+        sizes = {"rows": self.rows, "bytes": int(self.shard_bytes), "ids_bytes": int(self.ids_bytes)}
+        hashes = {"sha256": digest, "ids_sha256": digest, "trained_sha256": digest}
+        facts = {"key": digest[:24], **sizes, **hashes, "distance": 0.5, "cpu_seconds": 9999.999}
+
+        def size(shards: int, parts: int, keys: int) -> int:
+            held = (FragmentRows(key=key, rows=self.scenario.rows_per_fragment),) * parts
+            record = ShardRecord.model_validate({**facts, "fragments": held})
+            part = IndexSnapshot.model_construct(fragments=(key,) * keys, shards=(record,) * shards)
+            return len(part.model_dump_json(indent=1))
+
+        shard, held, named = size(2, 1, 1) - size(1, 1, 1), size(1, 2, 1) - size(1, 1, 1), size(1, 1, 2) - size(1, 1, 1)
+        return float(len(self.shards) * shard + len(self.records) * (held + named))
 
     @property
     def driver_bytes(self) -> float:
         """Memory of the index job's driver."""
         records = len(self.records) * (self.costs.record_bytes + self.costs.part_bytes)
         return self.costs.driver_mb * 1e6 + records + self.truth_bytes + 2 * self.snapshot_bytes
+
+
+def cpu(costs: Costs, plan: Plan, us: float) -> float:
+    """CPU seconds for a vector, on this scenario's machines, of a step that grows with the components."""
+    return us * 1e-6 * costs.vcpu * plan.scenario.dim / 768
+
+
+def graph_seconds(costs: Costs, plan: Plan, ef: int) -> float:
+    """CPU seconds to find one vector's nearest lists."""
+    if not plan.has_graph:
+        return 2.0 * plan.lists * plan.scenario.dim / (costs.gflops * 1e9) * costs.vcpu
+    steps = costs.graph_us_per_candidate * ef + costs.graph_us_per_doubling * math.log2(plan.lists)
+    return cpu(costs, plan, steps) * costs.out_of_cache

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sane_environment()  # before any test imports ray
 
 from tests.checkpoints import tiny_bert  # noqa: E402  # after the environment is set
-from tests.s3_servers import moto_server, rgw_server  # noqa: E402
+from tests.s3_servers import S3Server, moto_server, rgw_server  # noqa: E402
 
 __all__ = ["moto_server", "rgw_server"]  # fixtures; imported once, or each importing module starts servers of its own
 
@@ -29,6 +29,13 @@ hypothesis.settings.load_profile("shared")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT with 32 dimensions that loads in a second."""
     return tiny_bert(tmp_path_factory.mktemp("checkpoints") / "tiny-bert")
+
+
+@pytest.fixture(params=["moto_server", "rgw_server"])
+def server(request: pytest.FixtureRequest) -> S3Server:
+    """Each S3 server."""
+    found: S3Server = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from operators.index.vectors import Vectors, VectorSpace, check_file
-from operators.storage import Location, open_input
+from operators.index.vectors import Vectors, VectorSpace, open_fragment
+from operators.storage import Location
 from operators.store.dataset import Identity
-from operators.store.fragments import FragmentRecord, data_file
+from operators.store.fragments import FragmentRecord
 
 # A fragment is read whole row groups at a time, so beyond so many of them some are left out, at random; rows of some
 # thousand fragments spread over the corpus stand for all.
@@ -79,9 +78,7 @@ def draw(dataset: Location, identity: Identity, space: VectorSpace, plan: Draw, 
 def _take_rows(dataset: Location, identity: Identity, record: FragmentRecord, rows: NDArray[np.int64]) -> pa.Table:
     """The rows with these ascending numbers; row groups that hold none of them are not read."""
     tables = []
-    with open_input(data_file(dataset, record.key)) as stream:
-        file = pq.ParquetFile(stream)
-        check_file(file, identity, record, f"data/{record.key}.parquet")
+    with open_fragment(dataset, identity, record) as file:
         start = 0
         for group in range(file.metadata.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,26 +116,31 @@ def read_blocks(
 
     Raises InputError where the file is not one of this dataset, is damaged, or holds what cannot be indexed.
     """
-    location = data_file(dataset, record.key)
+    with open_fragment(dataset, identity, record) as file:
+        where, start = f"data/{record.key}.parquet", 0
+        for batch in file.iter_batches(rows_per_block, columns=[*columns, "embedding"]):
+            table = pa.Table.from_batches([batch])
+            vectors = space.from_column(table["embedding"], where)
+            yield Block(start, table.drop_columns(["embedding"]), vectors)
+            start += len(vectors)
+
+
+@contextmanager
+def open_fragment(dataset: Location, identity: Identity, record: FragmentRecord) -> Iterator[pq.ParquetFile]:
+    """A fragment's data file, checked to be what dataset and snapshot say; faults while it is read are told plainly."""
     where = f"data/{record.key}.parquet"
     try:
-        with open_input(location) as stream:
+        with open_input(data_file(dataset, record.key)) as stream:
             file = pq.ParquetFile(stream)
-            check_file(file, identity, record, where)
-            start = 0
-            for batch in file.iter_batches(rows_per_block, columns=[*columns, "embedding"]):
-                table = pa.Table.from_batches([batch])
-                vectors = space.from_column(table["embedding"], where)
-                yield Block(start, table.drop_columns(["embedding"]), vectors)
-                start += len(vectors)
+            _check_file(file, identity, record, where)
+            yield file
     except FileNotFoundError as error:
         raise InputError(f"run embed again: {where} is gone from {dataset.url}, but its snapshot names it") from error
     except pa.ArrowInvalid as error:
         raise InputError(f"remove {where} and run embed again: it does not read ({error})") from error
 
 
-def check_file(file: pq.ParquetFile, identity: Identity, record: FragmentRecord, where: str) -> None:
-    """Raise InputError where a data file is not what the dataset and its snapshot say."""
+def _check_file(file: pq.ParquetFile, identity: Identity, record: FragmentRecord, where: str) -> None:
     schema = file.schema_arrow
     stored = json.loads((schema.metadata or {}).get(b"embedfleet.dataset", b"{}"))
     for name in ("fingerprint", "dim", "dtype", "scale"):

@@ -21,7 +21,6 @@ from tests.fault_proxy import PASSING, FaultProxy
 from tests.jobs.running import documents, run_job, start_job, write_config
 from tests.s3_servers import S3Server
 
-SERVERS = ("moto_server", "rgw_server")
 ROWS, ROWS_PER_FRAGMENT = 180, 20
 
 
@@ -36,13 +35,6 @@ class Corpus:
         """Put the files into `bucket`/in."""
         for name, content in self.files.items():
             write_whole(bucket / "in" / name, content)
-
-
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest) -> S3Server:
-    """Each S3 server."""
-    found: S3Server = request.getfixturevalue(request.param)
-    return found
 
 
 @pytest.fixture

@@ -30,15 +30,7 @@ from operators.storage import (
 from tests.fault_proxy import PASSING, Fault, FaultProxy
 from tests.s3_servers import S3Server
 
-SERVERS = ("moto_server", "rgw_server")
 READ_TIMEOUT_SECONDS = 0.5
-
-
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest) -> S3Server:
-    """Each S3 server."""
-    found: S3Server = request.getfixturevalue(request.param)
-    return found
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Train, build and search an index in simulated time: what benchmarks.scale prints as hours and queries a second.
+"""Train and build an index in simulated time. Used by benchmarks.scale.
 
 The build is a discrete-event simulation. A node's builders share its network; each goes through the phases of
 `jobs.index_workers.build` one after the other, as the code does (it does not read ahead). Nodes die and come back, with
@@ -15,26 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.scale_model import HELD_OUT, ITEM_BYTES, TOP_K, Costs, Plan
-from operators.index.queries import ROWS_AT_ONCE
+from benchmarks.scale_model import DRIFT_EVERY, HELD_OUT, ITEM_BYTES, Costs, Plan, cpu, graph_seconds
 
 _DRAW_TASKS = 64  # jobs/index_pipeline.py
 _SLICES = 6  # a shard's fragments are read and computed in turns; so many stand for its hundreds
-_IN_FLIGHT = 4  # batches of queries searched at once (jobs/search_pipeline.py)
 _DOWN, _UP = ("stream", "get"), ("put",)
-
-
-def cpu(costs: Costs, plan: Plan, us: float) -> float:
-    """CPU seconds for a vector, on this scenario's machines, of a step that grows with the components."""
-    return us * 1e-6 * costs.vcpu * plan.scenario.dim / 768
-
-
-def graph_seconds(costs: Costs, plan: Plan, ef: int) -> float:
-    """CPU seconds to find one vector's nearest lists."""
-    if not plan.has_graph:
-        return 2.0 * plan.lists * plan.scenario.dim / (costs.gflops * 1e9) * costs.vcpu
-    steps = costs.graph_us_per_candidate * ef + costs.graph_us_per_doubling * math.log2(plan.lists)
-    return cpu(costs, plan, steps) * costs.out_of_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +90,10 @@ class Built:
 class BuildSimulation:
     """Builds all shards of a plan; `mtbf_hours` of a node, or infinity."""
 
-    def __init__(self, plan: Plan, costs: Costs, mtbf_hours: float) -> None:
+    def __init__(self, plan: Plan, costs: Costs, mtbf_hours: float, seed: int) -> None:
         self._plan, self._costs, self._s = plan, costs, plan.scenario
         self._mtbf_s = mtbf_hours * 3600
-        self._rng = np.random.default_rng(self._s.seed)
+        self._rng = np.random.default_rng(seed)
         slow = self._rng.lognormal(0, costs.straggler, len(plan.shards))
         self._waiting = deque(_Task(rows, float(x)) for rows, x in zip(plan.shards, slow, strict=True))
         self._nodes = [_Node() for _ in range(self._s.nodes)]
@@ -148,8 +133,8 @@ class BuildSimulation:
         """Seconds of a builder with the plan's threads: reading is one thread's work, the rest is shared."""
         costs, plan = self._costs, self._plan
         alone = cpu(costs, plan, costs.read_us) + costs.ids_us * 1e-6 * costs.vcpu
-        assign = graph_seconds(costs, plan, 16) * 17 / 16  # faiss's efSearch; every 16th vector again, for drift
-        codes = costs.pq_us * plan.is_fast + costs.refine_us * (plan.bytes.cold > 0)
+        assign = graph_seconds(costs, plan, 16) * (1 + 1 / DRIFT_EVERY)  # 16 is faiss's efSearch
+        codes = (costs.pq_us if plan.is_fast else 0) + costs.refine_us
         shared = assign + cpu(costs, plan, codes + costs.truth_us * HELD_OUT / 1000)
         return alone + shared / (1 + (plan.threads - 1) * costs.threads)
 
@@ -236,101 +221,3 @@ class BuildSimulation:
 
     def _push(self, at: float, kind: str, number: int, version: int = 0) -> None:
         heapq.heappush(self._events, (at, next(self._order), kind, number, version))
-
-
-@dataclass(frozen=True, slots=True)
-class Searched:
-    """What a simulated batch search took."""
-
-    opening_minutes: float
-    queries_per_second: float
-    batch_seconds: float  # of one batch of 8,192, with others in flight
-    single_ms: float  # one query, shards open
-    coarse: float  # share of the workers' CPU that goes into finding the nearest lists, again in every worker
-    cached: float  # share of the refine store that fits into the memory left
-
-
-class SearchSimulation:
-    """A batch search: every batch asks every worker twice (candidates, finer scores), workers answer one at a time."""
-
-    def __init__(self, plan: Plan, costs: Costs) -> None:
-        self._plan, self._costs, self._s = plan, costs, plan.scenario
-        self._workers = plan.searchers
-        self._held = len(plan.shards) / self._workers  # shards of a worker
-        per_node = len(plan.shards) / min(self._s.nodes, self._workers)
-        cold = per_node * plan.rows * plan.bytes.cold
-        self._cached = min(1.0, max(0.0, 0.9 * self._s.ram - plan.search_bytes_per_node) / max(1.0, cold))
-
-    def run(self) -> Searched:
-        """Simulate the scenario's queries."""
-        batches = max(_IN_FLIGHT, math.ceil(self._s.batch_queries / ROWS_AT_ONCE))
-        rng = np.random.default_rng(self._s.seed)
-        free_W = np.zeros(self._workers)
-        ready = [(0.0, batch, 0, 0.0) for batch in range(min(_IN_FLIGHT, batches))]
-        begun, end, spans = len(ready), 0.0, []
-        stages = (self.candidates(ROWS_AT_ONCE), self.rescoring(ROWS_AT_ONCE))
-        while ready:
-            now, batch, stage, since = heapq.heappop(ready)
-            if stage == 2:
-                spans.append(now - since)
-                end = max(end, now)
-                if begun < batches:
-                    heapq.heappush(ready, (now, begun, 0, now))
-                    begun += 1
-                continue
-            busy_W = stages[stage] * rng.lognormal(0, self._costs.straggler, self._workers)
-            free_W = np.maximum(free_W, now) + busy_W
-            heapq.heappush(ready, (float(free_W.max()) + self.gather(stage), batch, stage + 1, since))
-        rate = batches * ROWS_AT_ONCE / end
-        coarse, whole = self.coarse(), self.coarse() + self._held * self.scan()
-        return Searched(
-            self.opening() / 60, rate, float(np.median(spans)), self.single() * 1e3, coarse / whole, self._cached
-        )
-
-    def coarse(self) -> float:
-        """CPU seconds to find one query's lists; `Trained.prepare` keeps twice as many candidates as lists."""
-        return graph_seconds(self._costs, self._plan, max(64, 2 * self._plan.nprobe))
-
-    def scan(self) -> float:
-        """CPU seconds of one query in one shard."""
-        costs, plan = self._costs, self._plan
-        shape = plan.lists_of_shard
-        codes = plan.nprobe * shape.probed * cpu(costs, plan, costs.code_us)
-        lists = plan.nprobe * costs.list_us * 1e-6 * costs.vcpu
-        return (codes + lists) * costs.out_of_cache + cpu(costs, plan, costs.query_us)
-
-    def candidates(self, queries: int) -> float:
-        """Seconds of a worker with four threads (fewer where the machine has fewer) for its candidates."""
-        cores = 1 + (min(4.0, self._s.nodes * self._s.cpus / self._workers) - 1) * self._costs.threads
-        return queries * (self.coarse() + self._held * self.scan()) / (cores if queries > 1 else 1.0)
-
-    def rescoring(self, queries: int) -> float:
-        """Seconds of a worker for finer scores: one thread, a page of the mapped store at a time."""
-        if not self._plan.bytes.cold:
-            return 0.0
-        mine = queries * TOP_K * self._costs.k_factor / self._workers
-        looking = queries * self._plan.fetched * self._held * 4e-9 * self._costs.vcpu  # a few passes of numpy a shard
-        return mine * (1 - self._cached) * self._costs.disk_read_us * 1e-6 + mine * 2e-6 + looking
-
-    def gather(self, stage: int) -> float:
-        """Seconds of the task that asks: answers over its node's network, and the merge, one thread."""
-        size, costs = ROWS_AT_ONCE * self._plan.fetched * self._workers, self._costs
-        calls = self._workers * costs.call_us * 1e-6
-        if stage:  # finer scores, 4 bytes; then the rows of the results, a third round
-            return size * 4 / self._s.link_bytes + size * 1e-9 * costs.vcpu + 2 * calls
-        return size * 12 / self._s.link_bytes + size * costs.merge_us * 1e-6 * costs.vcpu + calls
-
-    def single(self) -> float:
-        """Seconds of one query with all workers open and idle: three rounds of calls."""
-        return 3 * self._workers * self._costs.call_us * 1e-6 + self.candidates(1) + self.rescoring(1)
-
-    def opening(self) -> float:
-        """Seconds until a worker holds its shards: trained index and shards fetched, hashed, loaded, ids mapped."""
-        plan, costs = self._plan, self._costs
-        per_node = self._workers / min(self._s.nodes, self._workers)
-        size = plan.trained_bytes + self._held * (plan.shard_bytes + plan.ids_bytes)
-        fetching = size / min(costs.get_mb * 1e6, self._s.link_bytes / per_node)
-        hashing = size * costs.vcpu / (costs.sha256_mb * 1e6)
-        loading = (plan.trained_bytes + self._held * plan.resident_bytes) / (costs.load_mb * 1e6)
-        mapping = self._held * plan.rows * costs.open_ids_us * 1e-6 * costs.vcpu
-        return costs.start_s + fetching + hashing + loading + mapping
