@@ -183,7 +183,7 @@ def run_plain(task: dict[str, Any], index: Location, dataset: Location, identity
     started = time.process_time()
     vectors = filled(dataset, identity)
     read = time.process_time() - started
-    before = peak_mb()
+    before = reset_peak()
     built = faiss.read_index(f"{index.url}/trained.faiss")
     started = time.process_time()
     built.add(vectors)
@@ -211,7 +211,7 @@ def run_ours(task: dict[str, Any], index: Location, dataset: Location, identity:
     stored, snapshot = read_identity(dataset), latest_snapshot(dataset)
     assert stored is not None, "there is a dataset"
     setup = BuildSetup(index, dataset, stored, identity.space, stored.keep, None)
-    before = peak_mb()
+    before = reset_peak()
     record = stored_trained(index, 1)
     plan = ShardPlan.of([FragmentPart(r) for r in snapshot.records], f"{record.sha256}-{task['round']}", ())
     trained = open_trained(index, record, identity.spec, Cache.at(None))
@@ -293,8 +293,14 @@ def recall(rows: Any, exact: Any) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows.tolist(), exact.tolist(), strict=True)]))
 
 
+def reset_peak() -> float:
+    """Begin a new peak of this process's memory, and say what it holds now, in MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_mb()
+
+
 def peak_mb() -> float:
-    """Peak memory of this process so far; getrusage would count what its parent had before it."""
+    """Peak memory of this process; getrusage would count what its parent had before it."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 

@@ -6,6 +6,7 @@ The driver holds records and, for the held-out queries, their neighbours; never 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -105,11 +106,12 @@ def build_shards(
     compute = config.compute
     shared = ray.put(setup)
     waiting = []
+    each, fixed = builder_bytes(spec, setup)
     for plan in plans:
         task = ray.remote(
             num_cpus=compute.cpus_per_builder,
             num_gpus=compute.gpus_per_builder or None,
-            memory=min(_builder_bytes(spec, plan, setup), config.shards.memory_bytes),
+            memory=min(fixed + int(each * plan.num_rows), config.shards.memory_bytes),
             max_calls=1,  # a process gives the memory of a finished shard back only when it ends
             **RETRIED,
         )(build)
@@ -142,10 +144,11 @@ def build_list_shards(
             yield built
 
 
-def _builder_bytes(spec: IndexSpec, plan: ShardPlan, setup: BuildSetup) -> int:
+def builder_bytes(spec: IndexSpec, setup: BuildSetup) -> tuple[float, int]:
+    """Memory that a builder takes for each vector of its shard, and besides."""
     each = footprint(make_index(spec), spec)
     queries = len(setup.queries.vectors_QD) if setup.queries else 0
-    return fixed_bytes(spec, 16384, queries) + int(2 * (each.hot + each.cold) * plan.num_rows)
+    return 2 * (each.hot + each.cold), fixed_bytes(spec, 16384, queries)
 
 
 def measure(config: IndexConfig, setup: BuildSetup, snapshot: IndexSnapshot, live: Sequence[Any]) -> Recall:
@@ -165,7 +168,8 @@ def measure(config: IndexConfig, setup: BuildSetup, snapshot: IndexSnapshot, liv
             found, seconds = search_all(
                 workers, vectors, len(own_Q), queries.k + 1, settings, None, spec.larger_is_better, has_refine
             )
-            scanned = sum(ray.get([w.scanned.remote(vectors, settings) for w in workers]))
+            prepared, _ = workers[0].prepare.options(num_returns=2).remote(vectors, settings)
+            scanned = sum(ray.get([w.scanned.remote(prepared, settings) for w in workers]))
             return Trial(without_own(found, own_Q), seconds, scanned)
 
         ladder = settings_ladder(spec, snapshot.num_vectors, queries.k)
@@ -209,9 +213,11 @@ def search_all(
     """Scatter queries to all shards and gather their k best, with the CPU seconds of all workers."""
     wanted = k * settings.k_factor
     fetched = with_ties(wanted) if has_refine else k
-    answers = ray.get([w.candidates.remote(vectors, fetched, settings, filter_text) for w in workers])
+    # One worker finds the lists for all: at a million lists that is most of a search. Any may, so that all share it.
+    prepared, finding = random.choice(workers).prepare.options(num_returns=2).remote(vectors, settings)
+    answers = ray.get([w.candidates.remote(prepared, fetched, settings, filter_text) for w in workers])
     found = merge([part for part, _ in answers], fetched, largest, num_queries)
-    seconds = sum(spent for _, spent in answers)
+    seconds = float(ray.get(finding)) + sum(spent for _, spent in answers)
     if not has_refine:
         return found, seconds
     found = cut_after_ties(found, wanted, largest)

@@ -22,7 +22,7 @@ from operators.index.library import use_threads
 from operators.index.sampling import Draw, draw
 from operators.index.snapshot import IndexSnapshot, Settings, ShardRecord, TrainedRecord
 from operators.index.spec import IndexSpec
-from operators.index.trained import has_trained, open_trained, store_trained, stored_trained
+from operators.index.trained import Prepared, has_trained, open_trained, store_trained, stored_trained
 from operators.index.training import Training, train
 from operators.index.updating import ShardDiff, diff_shard
 from operators.index.vectors import Vectors
@@ -123,12 +123,18 @@ class ShardWorker:
         """See `ShardGroup.select`."""
         return self._group.select(filter_text)
 
+    def prepare(self, queries_QD: Vectors, settings: Settings) -> tuple[Prepared, float]:
+        """See `ShardGroup.prepare`; with the CPU seconds that it took."""
+        started = time.process_time()
+        prepared = self._group.prepare(queries_QD, settings)
+        return prepared, time.process_time() - started
+
     def candidates(
-        self, queries_QD: Vectors, k: int, settings: Settings, filter_text: str | None = None
+        self, prepared: Prepared, k: int, settings: Settings, filter_text: str | None = None
     ) -> tuple[Found, float]:
         """See `ShardGroup.candidates`; with the CPU seconds that they took."""
         started = time.process_time()
-        found = self._group.candidates(queries_QD, k, settings, filter_text)
+        found = self._group.candidates(prepared, k, settings, filter_text)
         return found, time.process_time() - started
 
     def rescore(self, queries_QD: Vectors, ids_QC: Any) -> tuple[Any, float]:
@@ -137,9 +143,9 @@ class ShardWorker:
         scores_QC = self._group.rescore(queries_QD, ids_QC)
         return scores_QC, time.process_time() - started
 
-    def scanned(self, queries_QD: Vectors, settings: Settings) -> float:
+    def scanned(self, prepared: Prepared, settings: Settings) -> float:
         """See `ShardGroup.scanned`."""
-        return self._group.scanned(queries_QD, settings)
+        return self._group.scanned(prepared, settings)
 
     def look_up(self, ids: Any, columns: Sequence[str]) -> Any:
         """See `ShardGroup.look_up`."""

@@ -25,7 +25,7 @@ from operators.index.ids import IdMap
 from operators.index.library import faiss, use_threads
 from operators.index.shard import Mask, Shard
 from operators.index.snapshot import IndexSnapshot, Settings, ShardRecord, shard_file
-from operators.index.trained import open_trained
+from operators.index.trained import Prepared, open_trained
 from operators.index.vectors import Vectors
 from operators.storage import Location, read_bytes
 from operators.storage.cache import Cache
@@ -73,18 +73,20 @@ class ShardGroup:
             for shard, mask in ((self._shards[n], self._mask(n, filter_text)) for n in self._shards)
         )
 
-    def candidates(self, queries_QD: Vectors, k: int, settings: Settings, filter_text: str | None = None) -> Found:
+    def prepare(self, queries_QD: Vectors, settings: Settings) -> Prepared:
+        """Queries with their nearest lists, which are the same for all groups: one finds them for all."""
+        return self._trained.prepare(queries_QD, settings.nprobe)
+
+    def candidates(self, prepared: Prepared, k: int, settings: Settings, filter_text: str | None = None) -> Found:
         """The k best of this group by the codes of its shards."""
-        prepared = self._trained.prepare(queries_QD, settings.nprobe)
         parts = []
         for number, shard in self._shards.items():
             scores_QK, ordinals_QK = shard.candidates(prepared, k, settings, self._mask(number, filter_text))
             parts.append(Found(scores_QK, _with_shard(number, ordinals_QK)))
-        return merge(parts, k, self._spec.larger_is_better, len(queries_QD))
+        return merge(parts, k, self._spec.larger_is_better, len(prepared.core_QD))
 
-    def scanned(self, queries_QD: Vectors, settings: Settings) -> float:
+    def scanned(self, prepared: Prepared, settings: Settings) -> float:
         """Vectors that a query is compared with, in the mean; for graphs the candidates that are kept."""
-        prepared = self._trained.prepare(queries_QD, settings.nprobe)
         return sum(shard.scanned(prepared, settings) for shard in self._shards.values())
 
     def rescore(self, queries_QD: Vectors, ids_QC: NDArray[np.int64]) -> NDArray[np.float32]:

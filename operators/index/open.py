@@ -81,10 +81,11 @@ class Index:
             raise InputError(f"ask for at least one result: k is {k}")
         if filter is not None:
             settings = settings_for(settings, self._group.select(filter), self.snapshot.num_vectors)
+        prepared = self._group.prepare(queries_QD, settings)
         if not self._has_refine:
-            return self._group.candidates(queries_QD, k, settings, filter)
+            return self._group.candidates(prepared, k, settings, filter)
         wanted = k * settings.k_factor
-        candidates = self._group.candidates(queries_QD, with_ties(wanted), settings, filter)
+        candidates = self._group.candidates(prepared, with_ties(wanted), settings, filter)
         candidates = cut_after_ties(candidates, wanted, self.identity.spec.larger_is_better)
         finer = self._group.rescore(queries_QD, candidates.ids_QK)
         return rank(candidates, [finer], k, self.identity.spec.larger_is_better)

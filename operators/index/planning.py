@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from operators.errors import InputError
 from operators.index.building import FragmentPart
-from operators.index.spec import IndexSpec, footprint, make_index
+from operators.index.library import faiss
+from operators.index.spec import IndexSpec, footprint, make_index, take_apart
 from operators.index.training import num_lists
 from operators.store.fragments import FragmentRecord
 
@@ -45,11 +46,21 @@ class Sharding(BaseModel):
 
 def fixed_bytes(spec: IndexSpec, block_rows: int, queries: int) -> int:
     """What a builder takes before it holds a code: the process, the trained index, a block of vectors, the queries."""
-    centroids = num_lists(make_index(spec), spec) * spec.dim * 4
+    index = make_index(spec)
+    lists = num_lists(index, spec)
+    centroids = lists * spec.dim * 4
     vector = spec.dim / 8 if spec.is_binary else spec.dim * 4
     # A block is there as read, as checked, as transformed; its comparison with the queries is a matrix.
     block = block_rows * (3 * vector + 200) + queries * vector
-    return int(_PROCESS_BYTES + 1.3 * centroids + block)
+    return int(_PROCESS_BYTES + 1.3 * centroids + block + lists * _padding_per_list(index, spec))
+
+
+def _padding_per_list(index: Any, spec: IndexSpec) -> float:
+    """4-bit codes lie in blocks of 32 vectors, the last of each list half empty in the mean."""
+    if spec.is_binary:
+        return 0.0
+    core = take_apart(index).core
+    return 16.0 * core.code_size if isinstance(core, (faiss.IndexIVFFastScan,)) else 0.0
 
 
 def shard_rows(sharding: Sharding, spec: IndexSpec, records: Sequence[FragmentRecord], queries: int) -> int:

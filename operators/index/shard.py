@@ -115,6 +115,8 @@ class Shard:
         num_queries, count = ordinals_QC.shape
         scores_QC = np.empty(ordinals_QC.shape, np.float32)
         rows, codes = max(1, _DECODED_AT_ONCE // count), _codes(refine)
+        if isinstance(refine, faiss.IndexFlat):  # no decoding: its codes are the vectors
+            return _score_by_place(self._spec.larger_is_better, queries_QD, codes.view(np.float32), ordinals_QC)
         for start in range(0, num_queries, rows):
             part = ordinals_QC[start : start + rows]
             decoded = refine.sa_decode(np.take(codes, part.reshape(-1), axis=0, mode="clip"))
@@ -198,7 +200,7 @@ def _score_by_place(
 ) -> NDArray[np.float32]:
     """Score of query q with vector places[q, c]; undefined where that is -1."""
     scores_QC = np.empty(places_QC.shape, np.float32)
-    queries_QD = np.ascontiguousarray(queries_QD, np.float32)
+    queries_QD, places_QC = np.ascontiguousarray(queries_QD, np.float32), np.ascontiguousarray(places_QC, np.int64)
     score = faiss.fvec_inner_products_by_idx if is_product else faiss.fvec_L2sqr_by_idx
     pointer = faiss.swig_ptr
     score(

@@ -19,8 +19,10 @@ Metric = Literal["cosine", "ip", "l2", "hamming"]
 FLAT_BELOW = 50_000  # vectors: a scan of so few costs less than a millisecond of one core
 HUGE_ABOVE = 50_000_000  # vectors: from here the codes of 8 bits a component no longer fit in a few machines' memory
 _ID_BYTES = 8
-# nlist by number of vectors above 10 million, with a graph over the centroids (faiss wiki; autofaiss has the same).
-_LARGE_LISTS = ((100_000_000, 262_144), (math.inf, 1_048_576))
+# Lists by number of vectors above 10 million, with a graph over the centroids. A quarter of what the faiss wiki gives
+# for one big index: a shard by document has a share of every list, and 4-bit codes are padded to blocks of 32 vectors a
+# list, so with a million lists the shards of a billion vectors would be mostly padding (docs/scale.md).
+_LARGE_LISTS = ((100_000_000, 65_536), (math.inf, 262_144))
 
 
 @dataclass(frozen=True, slots=True)

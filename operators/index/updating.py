@@ -93,18 +93,27 @@ def diff_shard(
     A row survives where document, piece, text and every kept column are the same: its vector is then the same too.
     """
     old = _old_rows(index, shard, gone)
-    compared = [name for name in old.column_names if name not in ("ordinal", "fragment", "row")]
-    surviving: dict[str, NDArray[np.int32]] = {}
+    compared = [name for name in old.column_names if name not in ("ordinal", "row")]
+    same = _same_rows(old, _new_rows(dataset, added, compared), compared)
     alive = np.zeros(shard.rows, bool)
-    for record in added:
-        new = read_table(dataset / "data" / f"{record.key}.parquet", compared)
-        new = new.append_column("new_row", pa.array(np.arange(new.num_rows, dtype=np.int32)))
-        same = _same_rows(old, new, compared)
-        if same.num_rows:
-            alive[same["ordinal"].to_numpy()] = True
-            surviving[record.key] = np.sort(same["new_row"].to_numpy())
+    alive[same["ordinal"].to_numpy()] = True
+    number, row = same["number"].to_numpy(), same["new_row"].to_numpy()
+    surviving = {added[n].key: np.sort(row[number == n]) for n in np.unique(number)}
     ordinals = old["ordinal"].to_numpy()
     return ShardDiff(np.sort(ordinals[~alive[ordinals]]), surviving)
+
+
+def _new_rows(dataset: Location, added: Sequence[FragmentRecord], columns: Sequence[str]) -> pa.Table:
+    """The rows of these fragments without their vectors; `number` is the fragment's place, `new_row` the row in it."""
+    tables = []
+    for number, record in enumerate(added):
+        table = read_table(dataset / "data" / f"{record.key}.parquet", list(columns))
+        table = table.append_column("number", pa.array(np.full(table.num_rows, number, np.int32)))
+        tables.append(table.append_column("new_row", pa.array(np.arange(table.num_rows, dtype=np.int32))))
+    if tables:
+        return pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
+    numbers = [pa.field(name, pa.int32()) for name in ("number", "new_row")]
+    return pa.schema([*(pa.field(name, pa.string()) for name in columns), *numbers]).empty_table()
 
 
 def _old_rows(index: Location, shard: ShardRecord, gone: Collection[str]) -> pa.Table:
@@ -118,7 +127,10 @@ def _old_rows(index: Location, shard: ShardRecord, gone: Collection[str]) -> pa.
 
 
 def _same_rows(old: pa.Table, new: pa.Table, compared: Sequence[str]) -> pa.Table:
-    """Pairs (ordinal, new_row) of rows that are equal in all compared columns, nulls equal to nulls."""
+    """Triples (ordinal, number, new_row) of rows that are equal in all compared columns, nulls equal to nulls."""
+    if not new.num_rows:
+        empty = {"ordinal": pa.int64(), "number": pa.int32(), "new_row": pa.int32()}
+        return pa.schema(list(empty.items())).empty_table()
     rest = [name for name in compared if name not in _KEYS]
     pairs = old.drop_columns(["row"]).join(new, list(_KEYS), join_type="inner", right_suffix=" new")
     equal = np.ones(pairs.num_rows, bool)
@@ -126,7 +138,7 @@ def _same_rows(old: pa.Table, new: pa.Table, compared: Sequence[str]) -> pa.Tabl
         left, right = pairs[name], pairs[f"{name} new"]
         both_missing = pc.and_(pc.is_null(left), pc.is_null(right))
         equal &= pc.or_(pc.equal(left, right).fill_null(False), both_missing).to_numpy().astype(bool)
-    return pairs.select(["ordinal", "new_row"]).filter(pa.array(equal))
+    return pairs.select(["ordinal", "number", "new_row"]).filter(pa.array(equal))
 
 
 def plan_update(
