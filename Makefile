@@ -37,6 +37,8 @@ check: $(INSTALLED)               ## lint, format, types, import arrows
 bench: $(INSTALLED)               ## speed, side by side with the peer
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.index
+	$(BIN)/python -m benchmarks.index_update
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
