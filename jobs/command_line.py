@@ -92,12 +92,20 @@ def _config_of(job: ModuleType, config_file: str, overrides: Sequence[str]) -> B
     model: type[BaseModel] = job.Config
     subject = getattr(job, "SUBJECT", None)
     if subject is None or config_file.endswith((".yaml", ".yml")):
-        return load_config(model, Path(config_file), overrides)
+        values = read_config(Path(config_file))
+        # A job may take the configs of several others: it says which one the keys belong to.
+        chosen: type[BaseModel] = job.config_of(values) if hasattr(job, "config_of") else model
+        return check_config(chosen, values, overrides)
     return check_config(model, {subject: config_file}, overrides)
 
 
 def load_config(model: type[Config], path: Path, overrides: Iterable[str]) -> Config:
     """The checked config of a YAML file with overrides on top; InputError names key, value and what was expected."""
+    return check_config(model, read_config(path), overrides)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config file holds, unchecked; raises InputError for one that is no mapping of keys."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -109,7 +117,7 @@ def load_config(model: type[Config], path: Path, overrides: Iterable[str]) -> Co
     values = {} if content is None else content
     if not isinstance(values, dict):
         raise InputError(f"write {path} as a mapping of keys, such as source, model and output; it holds {values!r}")
-    return check_config(model, values, overrides)
+    return values
 
 
 def check_config(model: type[Config], values: dict[str, Any], overrides: Iterable[str]) -> Config:

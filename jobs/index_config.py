@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.config import Retention
 from operators.index.planning import Sharding
 from operators.index.queries import Queries
 from operators.index.training import Training
@@ -92,4 +93,5 @@ class IndexConfig(BaseModel):
     train: Training = Field(default_factory=Training)
     shards: Sharding = Field(default_factory=Sharding)
     update: Update = Field(default_factory=Update)
+    vacuum: Retention = Field(default_factory=Retention)
     compute: Builders = Field(default_factory=Builders)

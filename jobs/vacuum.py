@@ -1,28 +1,59 @@
-"""vacuum: remove files of an embeddings dataset that no kept snapshot names, and old snapshots.
+"""vacuum: remove files that no kept snapshot names, and old snapshots, of an embeddings dataset or of an index.
 
-python -m jobs vacuum CONFIG.yaml [vacuum.grace_hours=168] [vacuum.keep_snapshots=3]
+    python -m jobs vacuum CONFIG.yaml [vacuum.grace_hours=168] [vacuum.keep_snapshots=3]
+
+Takes the config of `embed` or of `index`.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
 
 from jobs.config import EmbedConfig as Config
+from jobs.config import Retention
+from jobs.index_config import IndexConfig
 from operators.errors import InputError
 from operators.storage import locate
 from operators.store.dataset import read_identity
 from operators.store.vacuum import vacuum
 
 
-def run(config: Config) -> int:
+def config_of(values: Mapping[str, Any]) -> type[BaseModel]:
+    """Which job's config these keys are."""
+    return IndexConfig if "embeddings" in values else Config
+
+
+def run(config: Config | IndexConfig) -> int:
     """Delete what nothing needs; returns the exit code."""
+    if isinstance(config, IndexConfig):
+        return _vacuum_index(config)
     dataset = locate(config.output.path, config.output.storage_options)
     if read_identity(dataset) is None:
         raise InputError(f"check output.path: there is no embeddings dataset at {dataset.url}")
-    older_than = time.time() - 3600 * config.vacuum.grace_hours
-    num_files, num_bytes = vacuum(dataset, config.vacuum.keep_snapshots, older_than)
-    print(
-        f"removed {num_files} files, {num_bytes:,} bytes, that none of the newest "
-        f"{config.vacuum.keep_snapshots} snapshots names (older than {config.vacuum.grace_hours:g} h)"
-    )
+    num_files, num_bytes = vacuum(dataset, config.vacuum.keep_snapshots, _moment(config.vacuum))
+    print(f"removed {num_files} files, {num_bytes:,} bytes, that {_named(config.vacuum)}")
     return 0
+
+
+def _vacuum_index(config: IndexConfig) -> int:
+    from operators.index.snapshot import read_index_identity
+    from operators.index.vacuum import vacuum_index
+
+    index = locate(config.output.path, config.output.storage_options)
+    if read_index_identity(index) is None:
+        raise InputError(f"check output.path: there is no index at {index.url}")
+    num_files = vacuum_index(index, config.vacuum.keep_snapshots, _moment(config.vacuum))
+    print(f"removed {num_files} files that {_named(config.vacuum)}")
+    return 0
+
+
+def _moment(retention: Retention) -> float:
+    return time.time() - 3600 * retention.grace_hours
+
+
+def _named(retention: Retention) -> str:
+    return f"none of the newest {retention.keep_snapshots} snapshots names (older than {retention.grace_hours:g} h)"

@@ -101,8 +101,15 @@ def test_a_target_that_the_codes_cannot_reach_is_exit_code_3(
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("mode", ["auto", "rebuild"])
-@pytest.mark.parametrize("by", ["document", "list"])
+@pytest.mark.parametrize(
+    ("mode", "by"),
+    [
+        ("auto", "document"),
+        ("rebuild", "document"),
+        pytest.param("auto", "list", marks=pytest.mark.slow),
+        pytest.param("rebuild", "list", marks=pytest.mark.slow),
+    ],
+)
 def test_an_update_finds_what_a_fresh_index_finds(mode: str, by: str, tmp_path: Path) -> None:
     before = corpus()
     write_dataset(str(tmp_path / "vectors"), files_of(before), rows_per_fragment=200)
@@ -155,6 +162,7 @@ def exact_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> 
     return -np.sort(-queries @ vectors.T, axis=1)[:, :10]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_ten_updates_in_a_row_lose_nothing(tmp_path: Path) -> None:
     """Patches pile up, are put together by a rebuild, and the index stays the embeddings."""
@@ -275,3 +283,24 @@ def test_more_results_than_vectors_are_all_vectors(tmp_path: Path) -> None:
     found = open_index(str(tmp_path / "index")).search(clustered(3, DIM, seed=2), 100)
     assert found.num_rows == 90
     assert sorted(found["doc_id"].to_pylist()[:30]) == sorted(f"doc-{i}" for i in range(30))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_vacuum_removes_what_no_kept_snapshot_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = corpus()
+    write_dataset(str(tmp_path / "vectors"), files_of(before), rows_per_fragment=200)
+    config = index_config(
+        tmp_path, spec="IVF16,Flat", recall_target=0.5, shards={"rows": 1000}, update={"mode": "rebuild"}
+    )
+    assert run_job("index", config) == 0
+    write_dataset(str(tmp_path / "vectors"), changed_corpus(before)[0], rows_per_fragment=200)
+    assert run_job("index", config) == 0
+    files = {path.name for path in (tmp_path / "index").rglob("*") if path.is_file()}
+    assert run_job("vacuum", config) == 0
+    assert {path.name for path in (tmp_path / "index").rglob("*") if path.is_file()} == files, "all is young or needed"
+    assert run_job("vacuum", config, "vacuum.grace_hours=0", "vacuum.keep_snapshots=1") == 0
+    assert "removed 3 files" in capsys.readouterr().out, "codes, id map and neighbours of one shard"
+    found = open_index(str(tmp_path / "index")).search(before.vectors[900:999], 1, settings=Settings(nprobe=16))
+    assert found["doc_id"].to_pylist() == [f"doc-{i}" for i in range(900, 999)]
+    assert run_job("index", config) == 0
+    assert "nothing to do" in capsys.readouterr().out

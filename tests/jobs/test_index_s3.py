@@ -23,7 +23,11 @@ DIM = 32
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_an_index_on_s3_is_built_updated_and_searched(server: S3Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["moto_server", pytest.param("rgw_server", marks=pytest.mark.slow)])
+def test_an_index_on_s3_is_built_updated_and_searched(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    server: S3Server = request.getfixturevalue(name)
     bucket = f"s3://{server.make_bucket()}"
     documents = Documents.of(clustered(3000, DIM))
     files = [(f"{i}.jsonl", documents.take(slice(i * 500, (i + 1) * 500))) for i in range(6)]
@@ -31,16 +35,16 @@ def test_an_index_on_s3_is_built_updated_and_searched(server: S3Server, tmp_path
     copy_to(tmp_path / "vectors", f"{bucket}/vectors", server)
     here = config(tmp_path / "here.yaml", str(tmp_path / "vectors"), str(tmp_path / "index"), {})
     there = config(tmp_path / "there.yaml", f"{bucket}/vectors", f"{bucket}/index", server.storage_options)
-    for name in (here, there):
-        assert run_job("index", name) == 0
+    for path in (here, there):
+        assert run_job("index", path) == 0
     queries = clustered(100, DIM, seed=5)
     assert_same_answers(tmp_path, bucket, server, queries)
 
     files[0] = (files[0][0], documents.take(slice(50, 500)))
     write_dataset(str(tmp_path / "vectors"), files, rows_per_fragment=250)
     copy_to(tmp_path / "vectors", f"{bucket}/vectors", server)
-    for name in (here, there):
-        assert run_job("index", name) == 0
+    for path in (here, there):
+        assert run_job("index", path) == 0
     assert read_index(locate(f"{bucket}/index", server.storage_options)).num_vectors == 2950
     assert_same_answers(tmp_path, bucket, server, queries)
 
@@ -57,9 +61,9 @@ def test_an_index_on_s3_is_built_updated_and_searched(server: S3Server, tmp_path
     assert table.num_rows == 1000
     leftovers = fsspec.filesystem("s3", **server.storage_options).glob(f"{bucket}/results.parquet.parts/**")
     assert leftovers == []
-    for name in fsspec.filesystem("s3", **server.storage_options).find(f"{bucket}/index"):
-        if name.endswith((".json", ".html")):
-            content = read_bytes(locate(f"s3://{name}", server.storage_options))
+    for key in fsspec.filesystem("s3", **server.storage_options).find(f"{bucket}/index"):
+        if key.endswith((".json", ".html")):
+            content = read_bytes(locate(f"s3://{key}", server.storage_options))
             assert server.secret.encode() not in content
 
 
