@@ -29,7 +29,6 @@ from operators.index.snapshot import (
     IndexSnapshot,
     ShardRecord,
     TrainedRecord,
-    claim_index,
     index_numbers,
     publish_index,
     read_index,
@@ -54,7 +53,6 @@ def run(config: Config) -> int:
         log.nothing_to_do(previous)
         return check_recall(config, previous)
     with connect(local_cpus=config.compute.local_cpus):
-        identity = claim_index(index, identity)
         snapshot = _make(config, source, index, identity, previous, rows_per_shard, name, log)
     if identity.sharding == "list":
         remove_scattered(index)
@@ -122,7 +120,7 @@ def _prepare(
         trained = stored_trained(index, generation)
     else:
         drawn = None if has_queries else name
-        trained = train_once(config, identity.spec, setup, source.records, generation, drawn)
+        trained = train_once(config, identity, setup, source.records, generation, drawn)
     return trained, source.setup(config, index, identity, load_held_out(index, name, config.recall.k))
 
 

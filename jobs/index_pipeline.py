@@ -37,6 +37,7 @@ from operators.index.open import has_refine_store
 from operators.index.planning import fixed_bytes
 from operators.index.sampling import Draw, plan_draws
 from operators.index.snapshot import (
+    IndexIdentity,
     IndexSnapshot,
     Recall,
     Settings,
@@ -58,7 +59,7 @@ _DRAW_TASKS = 64
 
 def train_once(
     config: IndexConfig,
-    spec: IndexSpec,
+    identity: IndexIdentity,
     setup: BuildSetup,
     records: Sequence[FragmentRecord],
     generation: int,
@@ -66,17 +67,17 @@ def train_once(
 ) -> TrainedRecord:
     """Draw the sample over all fragments and train; with `queries_name` held-out queries are drawn and kept too."""
     num_queries = config.recall.queries if queries_name is not None else 0
-    draws = plan_draws(records, sample_size(spec, config.train), num_queries, config.train.seed)
+    draws = plan_draws(records, sample_size(identity.spec, config.train), num_queries, config.train.seed)
     task = ray.remote(num_cpus=1, num_returns=2, **RETRIED)(draw_sample)
     drawn = [task.remote(part, setup, config.train.seed) for part in _even_parts(draws, _DRAW_TASKS)]
-    if queries_name is not None:
-        vectors_QD, ids = of_drawn(ray.get([queries for _, queries in drawn]))
-        store_held_out(setup.index, queries_name, vectors_QD, ids, DRAWN)
     threads = config.train.cpus or _free_cpus()
     train = ray.remote(num_cpus=threads, num_gpus=config.train.gpus or None, **RETRIED)(train_index)
     record: TrainedRecord = ray.get(
-        train.remote(spec, config.train, setup.index, generation, threads, [sample for sample, _ in drawn])
+        train.remote(identity, config.train, setup.index, generation, threads, [sample for sample, _ in drawn])
     )
+    if queries_name is not None:
+        vectors_QD, ids = of_drawn(ray.get([queries for _, queries in drawn]))
+        store_held_out(setup.index, queries_name, vectors_QD, ids, DRAWN)
     return record
 
 

@@ -20,7 +20,7 @@ from operators.index.group import Found, ShardGroup
 from operators.index.held_out import split_drawn
 from operators.index.library import use_threads
 from operators.index.sampling import Draw, draw
-from operators.index.snapshot import IndexSnapshot, Settings, ShardRecord, TrainedRecord
+from operators.index.snapshot import IndexIdentity, IndexSnapshot, Settings, ShardRecord, TrainedRecord, claim_index
 from operators.index.spec import IndexSpec
 from operators.index.trained import Prepared, has_trained, open_trained, store_trained, stored_trained
 from operators.index.training import Training, train
@@ -48,17 +48,23 @@ def draw_sample(draws: Sequence[Draw], setup: BuildSetup, seed: int) -> tuple[Ve
 
 
 def train_index(
-    spec: IndexSpec, training: Training, index: Location, generation: int, threads: int, sample: Sequence[Any]
+    identity: IndexIdentity, training: Training, index: Location, generation: int, threads: int, sample: Sequence[Any]
 ) -> TrainedRecord:
-    """Train and store the index that all shards share; the one that is there already counts."""
+    """Train and store the index that all shards share; the one that is there already counts.
+
+    The output becomes this index's own only now: a spec that cannot be trained leaves nothing behind.
+    """
     if has_trained(index, generation):
         return stored_trained(index, generation)
+    spec = identity.spec
     use_threads(threads)
     parts = ray.get(list(sample))
     width = spec.dim // 8 if spec.is_binary else spec.dim
     vectors = np.concatenate(parts) if parts else np.empty((0, width), np.uint8 if spec.is_binary else np.float32)
     del parts
-    return store_trained(index, generation, train(spec, vectors, training, use_gpu=training.gpus > 0), spec)
+    trained = train(spec, vectors, training, use_gpu=training.gpus > 0)
+    claim_index(index, identity)
+    return store_trained(index, generation, trained, spec)
 
 
 def build(

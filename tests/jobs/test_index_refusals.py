@@ -81,6 +81,9 @@ def test_a_spec_that_does_not_fit_the_vectors(
 ) -> None:
     (tmp_path / "vectors").symlink_to(built / "vectors")
     assert told in refused(capsys, "index", index_config(tmp_path, **sections))
+    if sections["spec"] == "IVF4096,SQ8":
+        mended = index_config(tmp_path, spec="IVF16,SQ8", recall_target=0.5)
+        assert run_job("index", mended) == 0, "the output is still free for a spec that works"
 
 
 def test_an_output_that_belongs_to_others(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
