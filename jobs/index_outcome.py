@@ -64,7 +64,7 @@ class IndexLog:
     def built(self, record: ShardRecord, seconds: float, done: int, total: int) -> None:
         """A shard is on storage."""
         if not done - 1:
-            logger.info("%s, because %s", self._identity.factory, self._identity.why)
+            logger.info("%s: %s", self._identity.factory, self._identity.why)
         how = f"{record.rows / seconds:,.0f} vectors/s" if seconds else "built by an earlier run"
         logger.info("shard %d of %d: %s vectors, %s", done, total, f"{record.rows:,}", how)
         self._built.append((record, seconds))

@@ -34,7 +34,7 @@ from operators.errors import InputError
 from operators.fragment import SourceFile
 from operators.index.group import settings_for
 from operators.index.open import check_columns, has_refine_store
-from operators.index.queries import ROWS_AT_ONCE
+from operators.index.queries import TEXTS_AT_ONCE
 from operators.index.snapshot import IndexSnapshot, Settings
 from operators.storage import Location, delete, exists, iter_files, locate, open_input, upload
 from operators.store.dataset import Identity, encode_schema
@@ -131,7 +131,7 @@ def _text_rows(
     identity = snapshot.identity
     dataset = locate(identity.embeddings, config.storage_options)
     spec = query_spec(dataset, identity.fingerprint, config.prompt)
-    source = config.queries.source.model_copy(update={"rows_per_fragment": ROWS_AT_ONCE})
+    source = config.queries.source.model_copy(update={"rows_per_fragment": TEXTS_AT_ONCE})
     documents = document_config(dataset)
     cpus = ray.cluster_resources().get("CPU", 1)
     room = int((cpus - share * len(setup.workers) - 0.6) / 0.75)
