@@ -44,13 +44,13 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(vectors: Path, tmp_path: Path) -> Path:
-    """A config whose run builds 40 shards."""
+    """A config whose run builds 60 shards."""
     return index_config(
         tmp_path,
         embeddings=str(vectors),
         spec="IVF64,SQ8",
         recall_target=0.5,
-        shards={"rows": 3000},
+        shards={"rows": 2000},
         compute={"local_dir": str(tmp_path / "scratch")},
     )
 
@@ -160,7 +160,7 @@ def assert_sound(config: Path, vectors: Path) -> None:
     peaceful.mkdir()
     (peaceful / "index").mkdir()
     (peaceful / "index" / "trained.faiss").write_bytes((index / "trained.faiss").read_bytes())
-    other = index_config(peaceful, embeddings=str(vectors), spec="IVF64,SQ8", recall_target=0.5, shards={"rows": 3000})
+    other = index_config(peaceful, embeddings=str(vectors), spec="IVF64,SQ8", recall_target=0.5, shards={"rows": 2000})
     process = start_job("index", other)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
