@@ -42,7 +42,7 @@ from operators.store.snapshots import latest_snapshot
 from tests.index_building import all_vectors, index_identity
 from tests.vector_datasets import Documents, clustered, write_dataset
 
-K, BATCH, LARGE_BATCH = 10, 1000, 20000
+K, BATCH = 10, 1000
 
 
 def kinds(count: int, dim: int) -> list[tuple[str, Settings]]:
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--dataset", help="an embeddings dataset in place of generated vectors")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=20_000, help="queries of the large batch")
     parser.add_argument("--only", help="part of a factory string")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -84,13 +85,13 @@ def main() -> None:
         print(HEADER, flush=True)
         for factory, settings in kinds(count, identity.dim):
             if options.only is None or options.only in factory:
-                compare(Path(folder), dataset, factory, settings, options.rounds)
+                compare(Path(folder), dataset, factory, settings, options.rounds, options.batch)
 
 
 HEADER = (
     f"{'spec':36} {'recall':>13} {'build vec/s/core':>15} {'ratio':>5} {'add':>5} {'+read':>5} {'truth':>5} "
     f"{'peak MB':>11} "
-    f"{'search ms':>13} {'ratio':>6} {'table':>6} {'20k batch':>9}"
+    f"{'search ms':>13} {'ratio':>6} {'table':>6} {'batch':>9}"
 )
 
 
@@ -103,10 +104,16 @@ def generate(folder: str, count: int, dim: int) -> str:
     return f"{folder}/vectors"
 
 
-def compare(folder: Path, dataset: str, factory: str, settings: Settings, rounds: int) -> None:
+def compare(folder: Path, dataset: str, factory: str, settings: Settings, rounds: int, batch: int) -> None:
     """Train once, then run both sides in turn and print their medians."""
     name = "".join(c if c.isalnum() else "-" for c in factory)
-    task = {"dataset": dataset, "index": str(folder / name), "factory": factory, "settings": settings.model_dump()}
+    task = {
+        "dataset": dataset,
+        "index": str(folder / name),
+        "factory": factory,
+        "settings": settings.model_dump(),
+        "batch": batch,
+    }
     train_seconds = child({**task, "side": "train"})["train"]
     results: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
     for number in range(rounds):
@@ -191,7 +198,7 @@ def run_plain(task: dict[str, Any], index: Location, dataset: Location, identity
     build = time.process_time() - started
     peak = peak_mb() - before  # the vectors themselves are in memory for the benchmark's sake
     set_up(built, Settings(**task["settings"]))
-    queries, large = held_out(vectors, BATCH), held_out(vectors, LARGE_BATCH)
+    queries, large = held_out(vectors, BATCH), held_out(vectors, task["batch"])
     search, (_, rows) = timed(lambda: built.search(queries, K))
     seconds, _ = timed(lambda: built.search(large, K)) if has_lists(built) else (1.0, None)
     _, exact = nearest(queries, vectors, K, "cosine")
@@ -232,7 +239,7 @@ def run_ours(task: dict[str, Any], index: Location, dataset: Location, identity:
     opened = Index(index, read_index(index, made.number), threads=1)
     settings = Settings(**task["settings"])
     vectors = all_vectors(dataset, identity.space)
-    queries, large = held_out(vectors, BATCH), held_out(vectors, LARGE_BATCH)
+    queries, large = held_out(vectors, BATCH), held_out(vectors, task["batch"])
     search, found = timed(lambda: opened.find(queries, K, settings))
     table, _ = timed(lambda: opened.search(queries, K, settings=settings))
     is_list = has_lists(trained.index)

@@ -18,19 +18,19 @@ import numpy as np
 
 from benchmarks.scale_build import BuildSimulation, Built, Trained, train
 from benchmarks.scale_model import ITEM_BYTES, Costs, Plan, Scenario
-from benchmarks.scale_search import Searched, SearchSimulation
+from benchmarks.scale_search import Crew, Searched, SearchSimulation
 from operators.errors import InputError
 from operators.index.by_list import BUCKETS_PER_SHARD
 from operators.index.group import SHARD_BITS
 from operators.index.planning import Sharding
-from operators.index.queries import ROWS_AT_ONCE
+from operators.index.queries import VECTORS_AT_ONCE
 from operators.index.sampling import MAX_FRAGMENTS
 
 PLANNED = (
     Scenario("1B x 768", 10**9),
     Scenario("10B x 768", 10**10, nodes=100, memory_per_builder=40_000_000_000),
     Scenario("1B x 384", 10**9, dim=384),
-    Scenario("1B x 768, 262,144 lists", 10**9, spec="IVF262144_HNSW32,PQ192x4fs,Refine(SQ8)"),
+    Scenario("1B x 768, 1,048,576 lists", 10**9, spec="IVF1048576_HNSW32,PQ192x4fs,Refine(SQ8)"),
 )
 _GROWTH = (20_000_000, 100_000_000, 200_000_000, 1_000_000_000, 2_000_000_000, 5_000_000_000, 10_000_000_000)
 _SEEDS = 10  # builds are simulated so often: stragglers and failures differ
@@ -46,6 +46,7 @@ class Outcome:
     trained: Trained
     built: tuple[Built, ...]
     failing: tuple[Built, ...]
+    search: SearchSimulation
     searched: Searched
 
     @staticmethod
@@ -60,7 +61,8 @@ class Outcome:
         seeds = range(scenario.seed, scenario.seed + _SEEDS)
         built = tuple(BuildSimulation(plan, costs, math.inf, seed).run() for seed in seeds)
         failing = tuple(BuildSimulation(plan, costs, scenario.mtbf_hours, seed).run() for seed in seeds)
-        return Outcome(plan, train(plan, costs), built, failing, SearchSimulation(plan, costs).run())
+        search = SearchSimulation(plan, costs)
+        return Outcome(plan, train(plan, costs), built, failing, search, search.run())
 
     def rows(self) -> Rows:
         """What is printed of it."""
@@ -80,7 +82,7 @@ class Outcome:
             ("trained.faiss", _size(plan.trained_bytes)),
             ("a shard's file; its id map", f"{_size(plan.shard_bytes)}; {_size(plan.ids_bytes)}"),
             ("on storage", f"{_size(plan.index_bytes)} in {3 * len(plan.shards) + 6:,} objects, ${month:,.0f} a month"),
-            ("hot codes and ids, planned", _size(s.vectors * plan.bytes.hot)),
+            ("hot codes and ids", _size(s.vectors * plan.bytes.hot)),
             ("the same with padding, resident", _size(plan.resident_bytes * len(plan.shards))),
             ("refine store, on disk", _size(s.vectors * plan.bytes.cold)),
             ("snapshot JSON", _size(plan.snapshot_bytes)),
@@ -97,7 +99,7 @@ class Outcome:
         what = "network" if built.link > 0.7 else "CPU" if built.computing > 0.5 else "one connection a builder"
         return [
             ("sample", f"{plan.drawn:,} vectors, {_size(plan.sample_bytes)}"),
-            ("memory of the training node", _size(plan.train_ram_bytes)),
+            ("memory of the training process", _size(plan.train_ram_bytes)),
             ("training on its CPUs", f"{trained.hours(0):.1f} h ({plan.kmeans_flop:.1e} FLOP)"),
             (f"training on {s.gpus} GPUs", f"{trained.hours(s.gpus):.1f} h" if s.gpus else "-"),
             ("its CPUs, k-means in two levels", f"{trained.sample + trained.kmeans_cpu * share + trained.rest:.1f} h"),
@@ -115,16 +117,20 @@ class Outcome:
         ]
 
     def _search(self) -> Rows:
-        plan, s, found = self.plan, self.plan.scenario, self.searched
+        plan, s, search, found = self.plan, self.plan.scenario, self.search, self.searched
         hours = s.batch_queries / found.queries_per_second / 3600
+        stages = search.stages(VECTORS_AT_ONCE)
+        measuring = SearchSimulation(plan, plan.costs, Crew.measuring(plan)).measuring()
         return [
-            ("measuring recall", f"{found.measuring_minutes:.0f} min"),
-            ("search: workers; nprobe", f"{plan.searchers:,}; {plan.nprobe}"),
-            ("memory a node, shards open", _size(plan.search_bytes_per_node)),
-            ("refine store that fits beside", f"{found.cached:.0%}"),
+            ("measuring recall", f"{measuring / 60:.0f} min"),
+            ("search: workers x threads; nprobe", f"{search.crew.workers:,} x {search.crew.threads}; {plan.nprobe}"),
+            ("memory a node, shards open", _size(search.memory_per_node)),
+            ("refine store that fits beside", f"{search.cached:.0%}"),
             ("opening the shards", f"{found.opening_minutes:.1f} min"),
             ("batch search", f"{found.queries_per_second:,.0f} queries/s"),
-            ("share of it that finds lists", f"{found.coarse:.0%}"),
+            (f"{VECTORS_AT_ONCE:,} queries: lists, candidates, finer", ", ".join(f"{w:.1f} s" for w, _ in stages)),
+            ("after each: sent, merged, ranked", ", ".join(f"{then:.1f} s" for _, then in stages)),
+            ("workers' time in use", f"{found.busy:.0%}"),
             (f"{s.batch_queries:,} queries", f"{hours:.2f} h, ${hours * s.nodes * s.price:,.0f}"),
             ("one query, shards open", f"{found.single_ms:.0f} ms"),
         ]
@@ -161,16 +167,16 @@ def limits(plan: Plan, costs: Costs) -> list[Limit]:
     fragment = plan.fixed_bytes + 2 * (plan.bytes.hot + plan.bytes.cold) * s.rows_per_fragment
     # Ray fills half of a node's CPUs before it takes the next; a task holds its rows twice while it joins them.
     drawing = min(64, s.cpus // 2) * 2 * plan.sample_bytes / 64
-    answers = 4 * plan.searchers * ROWS_AT_ONCE * plan.fetched * 12
+    training = plan.train_ram_bytes + min(plan.sample_bytes, store)  # Ray drops a copy when it needs the place
+    search, measuring = SearchSimulation(plan, costs), Crew.measuring(plan)
+    merging = search.memory_per_node + search.answers_bytes  # one process a batch, each with a copy of the answers
     files = plan.slots * (plan.trained_bytes + plan.shard_bytes + plan.ids_bytes)
     drawn_rows = min(len(plan.records), MAX_FRAGMENTS) * s.rows_per_fragment
-    empty = 0.2 * shards * plan.lists / 2**20  # seconds: two empty indexes a shard, 0.1 s each at a million lists
-    coarse = SearchSimulation(plan, costs).coarse_share()
     per_list = plan.rows / plan.lists if plan.is_fast else math.inf
     return [
         Limit("builder of one fragment, of the default memory_bytes", "planning", Sharding().memory_bytes, fragment),
         Limit("builder, of what Ray gives tasks", "index_pipeline", (1 - _RAY_STORE) * s.ram, plan.request_bytes),
-        Limit("training, of the node's memory", "training", s.ram, plan.train_ram_bytes),
+        Limit("training beside the sample in the store, of the node's memory", "training", s.ram, training),
         Limit("sample, of the node's object store (then it spills)", "index_workers", store, plan.sample_bytes),
         Limit("sampling tasks on one node, of its memory", "index_workers", s.ram, drawing),
         Limit("k-means on CPUs (patience: a day)", "training", 24, train(plan, costs).kmeans_cpu, ",.1f h"),
@@ -180,12 +186,17 @@ def limits(plan: Plan, costs: Costs) -> list[Limit]:
         Limit("vectors of a list in a shard (padding to 32)", "faiss", 32, per_list, ",.1f", is_least=True),
         Limit("builders' files, of a node's disk", "building", s.disk, files),
         Limit("parts of a shard's upload", "transfer", 10_000, plan.shard_bytes / (64 << 20), ",.0f"),
-        Limit("driver: sizing the tasks (patience: 10 min)", "index_pipeline", 600, empty, ",.0f s"),
         Limit("driver: merging the truth, of its memory", "truth", s.ram, plan.truth_bytes),
         Limit("snapshot JSON, of one exclusive PUT", "snapshot", 5 * _GIB, plan.snapshot_bytes),
-        Limit("search: memory of a node", "index_pipeline", s.ram, plan.search_bytes_per_node),
-        Limit("search: share of CPU that finds lists (half)", "group", 0.5, coarse, ".0%"),
-        Limit("search: answers in flight, of an object store", "index_pipeline", store, answers),
+        Limit("recall: workers, of those that find room", "index_pipeline", measuring.fitting, measuring.asked, ",.0f"),
+        Limit(
+            "search: workers, of those that find room", "index_pipeline", search.crew.fitting, search.crew.asked, ",.0f"
+        ),
+        Limit("search: memory of a node", "index_pipeline", s.ram, search.memory_per_node),
+        Limit("search: finer scores, of the workers' work (half)", "shard", 0.5, search.finer_share(), ".0%"),
+        Limit("search: workers' time in use (half)", "search_workers", 0.5, search.run().busy, ".0%", is_least=True),
+        Limit("search: answers in flight, of an object store", "index_pipeline", store, search.answers_bytes),
+        Limit("search: answers merged on one node, of its memory", "group", (1 - _RAY_STORE) * s.ram, merging),
         Limit("`search query=`: all shards in one process", "open", s.ram, plan.whole_resident_bytes),
         Limit("by list: open files of a task (ulimit)", "by_list", 1024, BUCKETS_PER_SHARD * shards, ",.0f"),
         Limit("ids: vectors of a shard, 40 bits", "group", 2.0**SHARD_BITS, plan.rows, ",.1e"),
@@ -276,6 +287,8 @@ def _arguments() -> argparse.ArgumentParser:
         ("price-per-gpu-hour", "gpu_price", "USD"),
         ("node-mtbf-hours", "mtbf_hours", "mean time until a machine dies"),
         ("batch-queries", "batch_queries", "of a search"),
+        ("search-workers", "search_workers", "compute.workers of a search; 0 = its default"),
+        ("search-threads", "search_threads", "compute.threads_per_worker of a search"),
         ("seed", "seed", "of stragglers, failures and lists"),
     )
     for name, field, text in options:

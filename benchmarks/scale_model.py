@@ -20,7 +20,7 @@ from operators.index.group import with_ties
 from operators.index.planning import Sharding, fixed_bytes, group_fragments, shard_rows
 from operators.index.sampling import plan_draws
 from operators.index.snapshot import FragmentRows, IndexSnapshot, ShardRecord
-from operators.index.spec import IndexSpec, choose_spec, footprint, make_index
+from operators.index.spec import IndexSpec, choose_spec, footprint, make_index, take_apart
 from operators.index.training import Training, num_lists, sample_size
 from operators.index.truth import DEPTH_PER_K
 from operators.store.fragments import FragmentRecord
@@ -59,6 +59,10 @@ class Costs:
     plain_code_us: float = _of(0.6, "measured on an Intel Xeon core: IVF-SQ8, query by query, a vector scanned")
     list_size_us: float = _of(1.1, _HERE + "asking faiss for a list's size from Python")
     merge_us: float = _of(0.0016, "measured: `merge_knn_results`, 64 shards x 10,000 queries x 100")
+    stack_us: float = _of(0.0012, _HERE + "answers of 60 workers put into one array, an answer")
+    rank_us: float = _of(0.0006, _HERE + "`rank`, a score of a worker")
+    take_us: float = _of(0.23, _HERE + "`rescore`, an 8-bit code taken out of the refine store's mapping")
+    decode_us: float = _of(0.59, _HERE + "the same code decoded")
     sha256_mb: float = _of(1684, _HERE + "MB/s")
     gflops: float = _of(181, "measured: matrix products of the faiss wheel on this CPU (operators/index/library.py)")
     load_mb: float = _of(1833, "measured: read_index from a page-cached disk, MB/s")
@@ -111,6 +115,8 @@ class Scenario:
     gpu_price: float = 4.0
     mtbf_hours: float = 24  # of one node: spot machines on a bad day; those on demand live for months
     batch_queries: int = 1_000_000
+    search_workers: int = 0  # compute.workers of a search; 0 = its default
+    search_threads: int = 4  # compute.threads_per_worker
     seed: int = 0
 
     @property
@@ -143,6 +149,7 @@ class Plan:
         if not self.lists:
             raise InputError(f"plan for more vectors: {self.spec.factory} has no inverted lists, and needs no plan")
         self.has_graph, self.is_fast = "_HNSW" in self.spec.factory, "fs" in self.spec.factory
+        self.has_transform = bool(take_apart(index).transforms)
         self.sample = sample_size(self.spec, Training())
         # One record stands for all fragments: shard_rows and group_fragments look at nothing but their `chunks`.
         self.records = [self._record()] * math.ceil(s.vectors / s.rows_per_fragment)
@@ -172,11 +179,7 @@ class Plan:
         powers_L = 2.0 ** np.ceil(np.log2(np.maximum(bytes_L, 1)))
         resident_L = np.where(self.is_fast & (bytes_L > 0) & (bytes_L < 4096), powers_L, bytes_L)
         probed = float((held_L * share_L).sum() / share_L.sum())
-        return ListShape(
-            float(held_L.mean()),
-            float(resident_L.mean()),
-            probed,
-        )
+        return ListShape(float(held_L.mean()), float(resident_L.mean()), probed)
 
     @property
     def code_bytes(self) -> float:
@@ -217,7 +220,7 @@ class Plan:
 
     @property
     def request_bytes(self) -> float:
-        """Memory that a builder asks Ray for: jobs.index_pipeline._builder_bytes, which needs a running job's setup."""
+        """Memory that a builder asks Ray for: jobs.index_pipeline.builder_bytes, which needs a running job's setup."""
         needed = self.fixed_bytes + 2 * (self.bytes.hot + self.bytes.cold) * self.rows
         return min(needed, self.scenario.memory_per_builder)
 
@@ -267,19 +270,6 @@ class Plan:
     def fetched(self) -> int:
         """Candidates that a worker returns for a query."""
         return with_ties(int(TOP_K * self.costs.k_factor)) if self.bytes.cold else TOP_K
-
-    @property
-    def searchers(self) -> int:
-        """Workers of a batch search over ready vectors, as jobs.search_pipeline counts them by default."""
-        cpus = self.scenario.nodes * self.scenario.cpus
-        each = max(0.6 * 4, 0.6 * cpus / max(1, cpus // 4))
-        return min(len(self.shards), int(cpus / each))
-
-    @property
-    def search_bytes_per_node(self) -> float:
-        """Memory for search: every worker process has the trained index, and its shards' codes."""
-        processes = self.searchers * (450 * 2**20 + self.trained_bytes) + len(self.shards) * self.resident_bytes
-        return processes / min(self.scenario.nodes, self.searchers)
 
     @property
     def truth_bytes(self) -> float:

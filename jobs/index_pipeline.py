@@ -186,8 +186,9 @@ def open_shards(
 
     They end with the block: a process that goes on with its Ray must get their CPUs back.
     """
-    room = max(1, int(ray.cluster_resources().get("CPU", 1) / cpus))
-    count = max(1, min(len(snapshot.shards), room))
+    # By node: a worker that fits no node would be waited for without end.
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    count = max(1, min(len(snapshot.shards), sum(int(node / cpus) for node in nodes)))
     actor = ray.remote(num_cpus=cpus, max_restarts=-1, max_task_retries=8)(ShardWorker)
     hands: list[list[int]] = [[] for _ in range(count)]
     for number in sorted(range(len(snapshot.shards)), key=lambda n: -snapshot.shards[n].rows):

@@ -34,7 +34,7 @@ from operators.errors import InputError
 from operators.fragment import SourceFile
 from operators.index.group import settings_for
 from operators.index.open import check_columns, has_refine_store
-from operators.index.queries import TEXTS_AT_ONCE
+from operators.index.queries import TEXTS_AT_ONCE, VECTORS_AT_ONCE
 from operators.index.snapshot import IndexSnapshot, Settings
 from operators.storage import Location, delete, exists, iter_files, locate, open_input, upload
 from operators.store.dataset import Identity, encode_schema
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 _SHARE_BESIDE_EMBEDDING = 0.25  # of a CPU per thread: embedding a query costs far more than searching it
 _SHARE_ALONE = 0.6  # the rest reads, gathers and writes
 _SEARCH_CPUS = 0.1
+_ANSWERS_AT_ONCE = 1 << 20  # queries times workers
 
 
 def search_queries(config: SearchConfig, snapshot: IndexSnapshot, settings: Settings) -> int:
@@ -99,6 +100,8 @@ def _setup(
         settings = settings_for(settings, selected, snapshot.num_vectors)
     if config.k > snapshot.num_vectors:
         logger.warning("k is %d, the index has %d vectors: each query gets all of them", config.k, snapshot.num_vectors)
+    # Every worker answers every query, and a batch's answers meet in one process.
+    batch_rows = min(VECTORS_AT_ONCE, max(4096, _ANSWERS_AT_ONCE // len(workers)))
     facts = {
         "index": index.url,
         "snapshot": snapshot.number,
@@ -108,6 +111,7 @@ def _setup(
         "filter": config.filter,
         "columns": list(config.columns),
         "prompt": config.prompt,
+        "batch_rows": batch_rows,
     }
     parts = Location(f"{output.url}.parts/{mapping_digest(facts)[:16]}", output.options)
     return SearchSetup(
@@ -120,6 +124,7 @@ def _setup(
         config.columns,
         snapshot.identity.spec.larger_is_better,
         has_refine_store(snapshot.identity),
+        batch_rows,
     )
 
 

@@ -50,6 +50,7 @@ class SearchSetup:
     columns: tuple[str, ...]
     larger_is_better: bool
     has_refine: bool
+    batch_rows: int  # ready vectors searched at once
 
 
 def part_file(parts: Location, key: str) -> Location:
@@ -68,7 +69,7 @@ def read_vectors(block: pa.Table, queries: Queries, setup: SearchSetup) -> Itera
         file = SourceFile(row["path"], row["size"], row["version"])
         unit = Unit.of((Extent(file),), repr(queries.model_dump(include={"id", "vector"})))
         one = queries.model_copy(update={"path": file.path})
-        batches = read_query_vectors(one, setup.space)
+        batches = read_query_vectors(one, setup.space, setup.batch_rows)
         following = next(batches, None)
         for part in itertools.count():
             batch, following = following, next(batches, None)

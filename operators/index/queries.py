@@ -65,14 +65,14 @@ class QueryBatch:
     vectors_QD: Vectors
 
 
-def read_query_vectors(queries: Queries, space: VectorSpace) -> Iterator[QueryBatch]:
-    """Ready vectors of all files, some thousand at a time; InputError names a file whose vectors cannot be used."""
+def read_query_vectors(queries: Queries, space: VectorSpace, rows: int = VECTORS_AT_ONCE) -> Iterator[QueryBatch]:
+    """Ready vectors of all files, `rows` at a time; InputError names a file whose vectors cannot be used."""
     assert queries.vector is not None, "these queries are texts"
     for file in list_source(queries.source):
         kind = format_of(file.path, queries.format)
         if kind is None or kind[0] not in ("parquet", "jsonl") or kind[1] is not None:
             raise InputError(f"give query vectors as Parquet or plain JSONL: {file.path} is neither")
-        tables = _parquet(queries, file.path) if kind[0] == "parquet" else _jsonl(queries, file.path)
+        tables = _parquet(queries, file.path, rows) if kind[0] == "parquet" else _jsonl(queries, file.path)
         row = 0
         for table in tables:
             ids = _ids(table, queries, file.path, row)
@@ -80,7 +80,7 @@ def read_query_vectors(queries: Queries, space: VectorSpace) -> Iterator[QueryBa
             row += table.num_rows
 
 
-def _parquet(queries: Queries, path: str) -> Iterator[pa.Table]:
+def _parquet(queries: Queries, path: str, rows: int) -> Iterator[pa.Table]:
     with open_input(locate(path, queries.storage_options)) as stream:
         try:
             file = pq.ParquetFile(stream)
@@ -90,7 +90,7 @@ def _parquet(queries: Queries, path: str) -> Iterator[pa.Table]:
         for name in columns:
             if name not in file.schema_arrow.names:
                 raise InputError(f"{path} has no column {name!r}; it has {', '.join(file.schema_arrow.names)}")
-        for batch in file.iter_batches(VECTORS_AT_ONCE, columns=columns):
+        for batch in file.iter_batches(rows, columns=columns):
             yield pa.Table.from_batches([batch])
 
 

@@ -119,8 +119,10 @@ class Shard:
             return _score_by_place(self._spec.larger_is_better, queries_QD, codes.view(np.float32), ordinals_QC)
         for start in range(0, num_queries, rows):
             part = ordinals_QC[start : start + rows]
-            decoded = refine.sa_decode(np.take(codes, part.reshape(-1), axis=0, mode="clip"))
-            places = np.where(part >= 0, np.arange(part.size).reshape(part.shape), -1)
+            present = part >= 0
+            decoded = refine.sa_decode(np.take(codes, part[present], axis=0))
+            places = np.full(part.shape, -1, np.int64)
+            places[present] = np.arange(len(decoded))
             scores_QC[start : start + rows] = _score_by_place(
                 self._spec.larger_is_better, queries_QD[start : start + rows], decoded, places
             )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from operators.errors import InputError
@@ -65,8 +64,6 @@ def train(spec: IndexSpec, sample: Vectors, training: Training, use_gpu: bool = 
         )
     if not len(sample):
         raise InputError(f"embed something first: there is no vector to train {spec.factory} with")
-    rng = np.random.default_rng(training.seed)
-    sample = sample[rng.permutation(len(sample))]  # faiss takes the head of it for the codec
     if spec.is_binary:
         index.cp.niter, index.cp.seed, index.cp.max_points_per_centroid = training.iterations, training.seed + 1, 256
         index.train(sample)
