@@ -54,7 +54,7 @@ def test_a_shard_without_its_id_map_is_no_shard(dataset: Location, tmp_path: Pat
     file.write_bytes(content)
     assert finished_shard(setup.index, plan.key) is None, "as after a crash between the two files"
     again = build_shard(plan, open_trained(setup.index, trained, identity.spec, Cache.at(None)), setup)
-    assert (again.sha256, again.ids_bytes) == (record.sha256, record.ids_bytes), "whoever builds it writes the same"
+    assert (again.sha256, again.rows) == (record.sha256, record.rows), "whoever builds it writes the same"
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(dataset: Location, tmp_path: Path) -> None:
