@@ -131,14 +131,24 @@ def _same_rows(old: pa.Table, new: pa.Table, compared: Sequence[str]) -> pa.Tabl
     if not new.num_rows:
         empty = {"ordinal": pa.int64(), "number": pa.int32(), "new_row": pa.int32()}
         return pa.schema(list(empty.items())).empty_table()
-    rest = [name for name in compared if name not in _KEYS]
-    pairs = old.drop_columns(["row"]).join(new, list(_KEYS), join_type="inner", right_suffix=" new")
-    equal = np.ones(pairs.num_rows, bool)
-    for name in rest:
-        left, right = pairs[name], pairs[f"{name} new"]
-        both_missing = pc.and_(pc.is_null(left), pc.is_null(right))
-        equal &= pc.or_(pc.equal(left, right).fill_null(False), both_missing).to_numpy().astype(bool)
-    return pairs.select(["ordinal", "number", "new_row"]).filter(pa.array(equal))
+    # A look-up of one joined key: a hash join of tables takes three times as long.
+    place = pc.index_in(_keys(new), value_set=_keys(old))
+    known = pc.is_valid(place)
+    new, old = new.filter(known), old.take(place.filter(known))
+    equal = np.ones(new.num_rows, bool)
+    for name in compared:
+        if name in _KEYS:
+            continue
+        both_missing = pc.and_(pc.is_null(old[name]), pc.is_null(new[name]))
+        equal &= pc.or_(pc.equal(old[name], new[name]).fill_null(False), both_missing).to_numpy().astype(bool)
+    pairs = new.select(["number", "new_row"]).append_column("ordinal", old["ordinal"])
+    return pairs.filter(pa.array(equal))
+
+
+def _keys(rows: pa.Table) -> pa.Array:
+    """Document and piece as one text each, which no other document and piece have."""
+    keys = pc.binary_join_element_wise(rows["chunk"].cast(pa.string()), rows["doc_id"], "/")
+    return keys.combine_chunks() if keys.num_chunks else pa.array([], pa.string())
 
 
 def plan_update(
