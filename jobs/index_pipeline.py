@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import ray
+import ray.exceptions
 
 from cluster.metrics import index_metrics
 from jobs.index_config import IndexConfig
@@ -55,6 +56,7 @@ from operators.store.fragments import FragmentRecord
 logger = logging.getLogger(__name__)
 
 _DRAW_TASKS = 64
+_ASKED, _ANSWER_SECONDS = 5, 300.0
 
 
 def train_once(
@@ -169,8 +171,8 @@ def measure(config: IndexConfig, setup: BuildSetup, snapshot: IndexSnapshot, liv
             found, seconds = search_all(
                 workers, vectors, len(own_Q), queries.k + 1, settings, None, spec.larger_is_better, has_refine
             )
-            prepared, _ = workers[0].prepare.options(num_returns=2).remote(vectors, settings)
-            scanned = sum(ray.get([w.scanned.remote(prepared, settings) for w in workers]))
+            prepared, _ = prepare(workers, vectors, settings)
+            scanned = sum(ask(lambda: [w.scanned.remote(prepared, settings) for w in workers]))
             return Trial(without_own(found, own_Q), seconds, scanned)
 
         ladder = settings_ladder(spec, snapshot.num_vectors, queries.k)
@@ -215,17 +217,39 @@ def search_all(
     """Scatter queries to all shards and gather their k best, with the CPU seconds of all workers."""
     wanted = k * settings.k_factor
     fetched = with_ties(wanted) if has_refine else k
-    # One worker finds the lists for all: at a million lists that is most of a search. Any may, so that all share it.
-    prepared, finding = random.choice(workers).prepare.options(num_returns=2).remote(vectors, settings)
-    answers = ray.get([w.candidates.remote(prepared, fetched, settings, filter_text) for w in workers])
+    prepared, finding = prepare(workers, vectors, settings)
+    answers = ask(lambda: [w.candidates.remote(prepared, fetched, settings, filter_text) for w in workers])
     found = merge([part for part, _ in answers], fetched, largest, num_queries)
-    seconds = float(ray.get(finding)) + sum(spent for _, spent in answers)
+    seconds = finding + sum(spent for _, spent in answers)
     if not has_refine:
         return found, seconds
     found = cut_after_ties(found, wanted, largest)
     ids = ray.put(found.ids_QK)
-    finer = ray.get([w.rescore.remote(vectors, ids) for w in workers])
+    finer = ask(lambda: [w.rescore.remote(vectors, ids) for w in workers])
     return rank(found, [scores for scores, _ in finer], k, largest), seconds + sum(spent for _, spent in finer)
+
+
+def prepare(workers: Sequence[Any], vectors: Any, settings: Settings) -> tuple[Any, float]:
+    """Queries with their nearest lists, found by one worker for all (any, so that they share it), and its CPU seconds.
+
+    They come back here and go out from here: what lies on another node is lost with it.
+    """
+    [(prepared, seconds)] = ask(lambda: [random.choice(workers).prepare.remote(vectors, settings)])
+    return ray.put(prepared), seconds
+
+
+def ask(calls: Callable[[], list[Any]]) -> list[Any]:
+    """The answers to some calls of workers; all are made again where one does not come.
+
+    Ray 2.60 restarts a worker whose node died and repeats its calls, but an answer that got lost with the node just
+    when it was ready is now and then awaited for ever.
+    """
+    for _ in range(_ASKED):
+        try:
+            return list(ray.get(calls(), timeout=_ANSWER_SECONDS))
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.ObjectLostError) as error:
+            logger.warning("asking the workers again: %s", type(error).__name__)
+    return list(ray.get(calls()))
 
 
 def without_own(found: Found, own_Q: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from jobs.index_pipeline import search_all
+from jobs.index_pipeline import ask, search_all
 from jobs.query_embedding import as_queries
 from jobs.workers import retried
 from operators.fragment import (
@@ -139,7 +139,7 @@ def _search(ids: Any, queries_QD: Vectors, setup: SearchSetup) -> pa.Table:
     )
     query, place = np.nonzero(found.ids_QK >= 0)
     wanted = ray.put(found.ids_QK[query, place])
-    answers = ray.get([worker.look_up.remote(wanted, columns) for worker in setup.workers])
+    answers = ask(lambda: [worker.look_up.remote(wanted, columns) for worker in setup.workers])
     places = np.concatenate([at for at, _ in answers])
     table = pa.concat_tables([rows for _, rows in answers]).take(pa.array(np.argsort(places)))
     return result_table(ids.take(pa.array(query)), "query_id", place, found.scores_QK[query, place], table)
