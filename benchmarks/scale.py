@@ -23,7 +23,6 @@ from operators.errors import InputError
 from operators.index.by_list import BUCKETS_PER_SHARD
 from operators.index.group import SHARD_BITS
 from operators.index.planning import Sharding
-from operators.index.queries import VECTORS_AT_ONCE
 from operators.index.sampling import MAX_FRAGMENTS
 
 PLANNED = (
@@ -119,7 +118,7 @@ class Outcome:
     def _search(self) -> Rows:
         plan, s, search, found = self.plan, self.plan.scenario, self.search, self.searched
         hours = s.batch_queries / found.queries_per_second / 3600
-        stages = search.stages(VECTORS_AT_ONCE)
+        stages = search.stages(search.crew.batch)
         measuring = SearchSimulation(plan, plan.costs, Crew.measuring(plan)).measuring()
         return [
             ("measuring recall", f"{measuring / 60:.0f} min"),
@@ -128,8 +127,9 @@ class Outcome:
             ("refine store that fits beside", f"{search.cached:.0%}"),
             ("opening the shards", f"{found.opening_minutes:.1f} min"),
             ("batch search", f"{found.queries_per_second:,.0f} queries/s"),
-            (f"{VECTORS_AT_ONCE:,} queries: lists, candidates, finer", ", ".join(f"{w:.1f} s" for w, _ in stages)),
-            ("after each: sent, merged, ranked", ", ".join(f"{then:.1f} s" for _, then in stages)),
+            ("a batch of", f"{search.crew.batch:,} queries"),
+            ("its lists, candidates, finer scores", ", ".join(f"{w:.2f} s" for w, _ in stages)),
+            ("after each: sent, merged, ranked", ", ".join(f"{then:.2f} s" for _, then in stages)),
             ("workers' time in use", f"{found.busy:.0%}"),
             (f"{s.batch_queries:,} queries", f"{hours:.2f} h, ${hours * s.nodes * s.price:,.0f}"),
             ("one query, shards open", f"{found.single_ms:.0f} ms"),
@@ -168,7 +168,7 @@ def limits(plan: Plan, costs: Costs) -> list[Limit]:
     # Ray fills half of a node's CPUs before it takes the next; a task holds its rows twice while it joins them.
     drawing = min(64, s.cpus // 2) * 2 * plan.sample_bytes / 64
     training = plan.train_ram_bytes + min(plan.sample_bytes, store)  # Ray drops a copy when it needs the place
-    search, measuring = SearchSimulation(plan, costs), Crew.measuring(plan)
+    search = SearchSimulation(plan, costs)
     merging = search.memory_per_node + search.answers_bytes  # one process a batch, each with a copy of the answers
     files = plan.slots * (plan.trained_bytes + plan.shard_bytes + plan.ids_bytes)
     drawn_rows = min(len(plan.records), MAX_FRAGMENTS) * s.rows_per_fragment
@@ -188,10 +188,6 @@ def limits(plan: Plan, costs: Costs) -> list[Limit]:
         Limit("parts of a shard's upload", "transfer", 10_000, plan.shard_bytes / (64 << 20), ",.0f"),
         Limit("driver: merging the truth, of its memory", "truth", s.ram, plan.truth_bytes),
         Limit("snapshot JSON, of one exclusive PUT", "snapshot", 5 * _GIB, plan.snapshot_bytes),
-        Limit("recall: workers, of those that find room", "index_pipeline", measuring.fitting, measuring.asked, ",.0f"),
-        Limit(
-            "search: workers, of those that find room", "index_pipeline", search.crew.fitting, search.crew.asked, ",.0f"
-        ),
         Limit("search: memory of a node", "index_pipeline", s.ram, search.memory_per_node),
         Limit("search: finer scores, of the workers' work (half)", "shard", 0.5, search.finer_share(), ".0%"),
         Limit("search: workers' time in use (half)", "search_workers", 0.5, search.run().busy, ".0%", is_least=True),

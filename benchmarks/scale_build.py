@@ -45,7 +45,7 @@ def train(plan: Plan, costs: Costs) -> Trained:
     reading = bytes_read / _DRAW_TASKS / (costs.connection_mb * 1e6)
     working = plan.drawn / _DRAW_TASKS * cpu(costs, plan, costs.read_us)
     slowest = float(rng.lognormal(0, costs.straggler, _DRAW_TASKS).max())
-    moving = plan.sample_bytes / s.link_bytes + 2 * plan.sample_bytes / (costs.load_mb * 1e6)
+    moving = plan.sample_bytes / s.link_bytes + plan.sample_bytes / (costs.load_mb * 1e6)
     cores = 1 + (s.cpus - 1) * costs.threads
     kmeans = plan.kmeans_flop / (costs.gflops * 1e9 / costs.vcpu * cores)
     on_gpus = plan.kmeans_flop / (max(1, s.gpus) * costs.gpu_tflops * 1e12)

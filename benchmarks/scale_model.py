@@ -63,6 +63,8 @@ class Costs:
     rank_us: float = _of(0.0006, _HERE + "`rank`, a score of a worker")
     take_us: float = _of(0.23, _HERE + "`rescore`, an 8-bit code taken out of the refine store's mapping")
     decode_us: float = _of(0.59, _HERE + "the same code decoded")
+    pass_us: float = _of(17, _HERE + "`rescore`, a pass over 2,048 candidates besides their codes")
+    look_us: float = _of(0.007, _HERE + "`rescore`, asking of a candidate whether it is the shard's")
     sha256_mb: float = _of(1684, _HERE + "MB/s")
     gflops: float = _of(181, "measured: matrix products of the faiss wheel on this CPU (operators/index/library.py)")
     load_mb: float = _of(1833, "measured: read_index from a page-cached disk, MB/s")
@@ -248,8 +250,8 @@ class Plan:
 
     @property
     def train_ram_bytes(self) -> float:
-        """Memory of the training process: `train` permutes a copy while its caller holds the original."""
-        return 2 * self.sample_bytes + 3 * self.trained_bytes
+        """Memory of the training process: the sample in one piece, and the index in three forms."""
+        return self.sample_bytes + 3 * self.trained_bytes
 
     @property
     def kmeans_flop(self) -> float:

@@ -17,23 +17,24 @@ from benchmarks.scale_model import HELD_OUT, TOP_K, Costs, Plan, cpu, graph_seco
 from operators.index.queries import VECTORS_AT_ONCE
 
 _IN_FLIGHT = 4  # batches of queries searched at once (jobs/search_pipeline.py)
+_ANSWERS_AT_ONCE = 1 << 20  # queries of a batch times workers (the same)
+_LEAST_BATCH = 4096  # queries (the same)
 _SHARE = 0.6  # of a CPU that a thread of a search worker reserves (the same)
+_DECODED_AT_ONCE = 1 << 11  # candidates of a pass of `Shard.rescore` (operators/index/shard.py)
 
 
 @dataclass(frozen=True, slots=True)
 class Crew:
     """The processes that hold the shards open between them."""
 
-    asked: int  # as jobs.index_pipeline.open_shards counts them, by the CPUs of all nodes together
-    fitting: int  # that find room: a worker's CPUs must be free on one node
+    workers: int
     threads: int
 
     @staticmethod
     def of(plan: Plan, threads: int, cpus: float) -> Crew:
-        """As many as there are shards, or room; each reserves `cpus`."""
+        """As many as there are shards, or room, node by node; each reserves `cpus`."""
         s = plan.scenario
-        asked = max(1, min(len(plan.shards), int(s.nodes * s.cpus / cpus)))
-        return Crew(asked, max(1, s.nodes * int(s.cpus / cpus)), threads)
+        return Crew(max(1, min(len(plan.shards), s.nodes * int(s.cpus / cpus))), threads)
 
     @staticmethod
     def searching(plan: Plan) -> Crew:
@@ -50,9 +51,9 @@ class Crew:
         return Crew.of(plan, plan.threads, plan.threads)
 
     @property
-    def workers(self) -> int:
-        """Those that run; the search would wait for the others, which the simulation does not."""
-        return min(self.asked, self.fitting)
+    def batch(self) -> int:
+        """Ready vectors searched at once: jobs.search_pipeline takes fewer where many workers answer."""
+        return min(VECTORS_AT_ONCE, max(_LEAST_BATCH, _ANSWERS_AT_ONCE // self.workers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +94,16 @@ class SearchSimulation:
     @property
     def answers_bytes(self) -> float:
         """Candidates of all workers for the batches in flight, scores and ids: so much is received, and copied."""
-        return _IN_FLIGHT * 12.0 * self._workers * VECTORS_AT_ONCE * self._plan.fetched
+        return _IN_FLIGHT * 12.0 * self._workers * self.crew.batch * self._plan.fetched
 
     def run(self) -> Searched:
         """Simulate the scenario's queries."""
-        batches = max(_IN_FLIGHT, math.ceil(self._s.batch_queries / VECTORS_AT_ONCE))
+        batches = max(_IN_FLIGHT, math.ceil(self._s.batch_queries / self.crew.batch))
         rng = np.random.default_rng(self._s.seed)
         free_W, everyone = np.zeros(self._workers), np.arange(self._workers)
         ready = [(0.0, batch, 0) for batch in range(_IN_FLIGHT)]  # when, which, at which stage
         begun, end, spent = len(ready), 0.0, 0.0
-        stages = self.stages(VECTORS_AT_ONCE)
+        stages = self.stages(self.crew.batch)
         while ready:
             now, batch, stage = heapq.heappop(ready)
             if stage == len(stages):
@@ -119,7 +120,7 @@ class SearchSimulation:
             heapq.heappush(ready, (float(free_W[asked].max()) + then, batch, stage + 1))
         return Searched(
             opening_minutes=self.opening() / 60,
-            queries_per_second=batches * VECTORS_AT_ONCE / end,
+            queries_per_second=batches * self.crew.batch / end,
             busy=spent / self._workers / end,
             single_ms=self.single() * 1e3,
         )
@@ -158,23 +159,21 @@ class SearchSimulation:
         return queries * self._held * scan / (self._cores if queries > 1 else 1.0) + own
 
     def rescoring(self, queries: int) -> float:
-        """Seconds of a worker for finer scores.
-
-        `Shard.rescore` decodes all candidates of a query that has one in the shard, whosever they are.
-        """
+        """Seconds of a worker for finer scores of its own candidates, which it looks for shard by shard among all."""
         costs, plan, kept = self._costs, self._plan, TOP_K * self._costs.k_factor
         inside: float = 1 - (1 - 1 / len(plan.shards)) ** kept  # of the queries have a candidate in a shard
-        decoded = queries * self._held * inside * plan.fetched
+        passes = math.ceil(queries * inside / max(1, _DECODED_AT_ONCE // plan.fetched)) * costs.pass_us
+        looking = queries * plan.fetched * costs.look_us
+        own = queries * kept / self._workers
         each = cpu(costs, plan, costs.take_us) + cpu(costs, plan, costs.decode_us) / self._cores
-        looking = queries * plan.fetched * self._held * 4e-9 * costs.vcpu  # a few passes of numpy a shard
-        reading = queries * kept / self._workers * (1 - self.cached) * costs.disk_read_us * 1e-6
-        return decoded * each + looking + reading
+        reading = own * (1 - self.cached) * costs.disk_read_us * 1e-6
+        return own * each + self._held * (passes + looking) * 1e-6 * costs.vcpu + reading
 
     def finer_share(self) -> float:
         """Share of the workers' work that is finer scores."""
         if not self._plan.bytes.cold:
             return 0.0
-        finding, candidates, finer = (working for working, _ in self.stages(VECTORS_AT_ONCE))
+        finding, candidates, finer = (working for working, _ in self.stages(self.crew.batch))
         return finer / (finding / self._workers + candidates + finer)
 
     def merging(self, queries: int) -> float:

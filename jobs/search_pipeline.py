@@ -42,7 +42,7 @@ from operators.store.dataset import Identity, encode_schema
 logger = logging.getLogger(__name__)
 
 _SHARE_BESIDE_EMBEDDING = 0.25  # of a CPU per thread: embedding a query costs far more than searching it
-_SHARE_ALONE = 0.6  # the rest reads, gathers and writes
+_SHARE_ALONE = 0.4  # Ray Data sizes its input with a task of one CPU, which has to fit beside on two CPUs
 _SEARCH_CPUS = 0.1
 _ANSWERS_AT_ONCE = 1 << 20  # queries times workers
 
