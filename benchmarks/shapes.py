@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from operators.embedder import batching
 from operators.embedder.flops import Flops
-from operators.embedder.pooling import PaddedForward, finish
+from operators.embedder.pooling import PaddedForward
+from operators.embedder.vectors import finish
 
 # dense bfloat16 TFLOP/s, by a part of the name that CUDA gives a GPU (the vendor's data sheets)
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}

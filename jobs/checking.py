@@ -17,6 +17,7 @@ from jobs.config import EmbedConfig
 from jobs.duplicates import duplicated_in_store
 from jobs.pipeline import EMBED_CPU_SHARE
 from operators.corpus.reading import read_fragments
+from operators.embedder.loading import load_embedder
 from operators.embedder.recipe import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.fragment import REJECTED_SCHEMA, FragmentBatch
@@ -78,10 +79,8 @@ def embed_again(
 def _embed_again(
     config: EmbedConfig, spec: EmbedderSpec, dataset: Location, identity: Identity, records: Sequence[FragmentRecord]
 ) -> tuple[int, float]:
-    from operators.embedder.engine import Embedder  # torch and transformers, 5 s that the driver need not wait for
-
     tokenizer = Tokenizer(spec)
-    embedder = Embedder(spec, device=config.embedder.device, threads=config.compute.cpus_per_worker)
+    embedder = load_embedder(spec, device=config.embedder.device, threads=config.compute.cpus_per_worker)
     documents, least = 0, 1.0
     for record in records:
         stored = read_table(data_file(dataset, record.key))

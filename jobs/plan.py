@@ -8,10 +8,9 @@ report of the run puts it against what came out. Hours and money need `hardware`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jobs.backlog import find_backlog
 from jobs.config import EmbedConfig as Config
@@ -21,7 +20,8 @@ from operators.corpus.chunking import check_fits
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_sample
 from operators.corpus.units import choose_pack_below
-from operators.embedder.recipe import EmbedderSpec, embedder_spec, verified_folder
+from operators.embedder.loading import flops_of
+from operators.embedder.recipe import EmbedderSpec, embedder_spec
 from operators.fragment import Unit
 from operators.guard import AttemptLedger
 from operators.planning.estimate import Estimate, Hardware, Setting, estimate_run
@@ -60,7 +60,7 @@ def _estimate(
         dim=identity.dim,
         fragment_rows=config.source.rows_per_fragment,
         batch_tokens=config.embedder.batch_tokens or _default_batch_tokens(config),
-        flops=_flops(spec) if hardware is not None and hardware.peak_tflops else None,
+        flops=flops_of(spec) if hardware is not None and hardware.peak_tflops else None,
     )
     num_files = len({extent.file for unit in units for extent in unit.extents})
     return estimate_run(samples, draw, setting, num_files, hardware)
@@ -89,12 +89,6 @@ def _default_batch_tokens(config: Config) -> int:
     from operators.embedder.pooling import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
 
     return CUDA_BATCH_TOKENS if config.compute.gpus_per_worker else CPU_BATCH_TOKENS
-
-
-def _flops(spec: EmbedderSpec) -> Callable[[NDArray[np.int64]], float]:
-    from operators.embedder.flops import Flops
-
-    return Flops.of_folder(verified_folder(spec, weights=False), spec.recipe.trust_remote_code).total
 
 
 def _hardware(config: Config) -> Hardware | None:

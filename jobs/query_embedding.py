@@ -12,6 +12,7 @@ import yaml
 
 from jobs.config import EmbedConfig
 from jobs.identity import RECIPES, dataset_fingerprint
+from operators.embedder.loading import load_embedder
 from operators.embedder.recipe import EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
@@ -50,11 +51,9 @@ class QueryEmbedder:
     """Texts to query vectors, in one process."""
 
     def __init__(self, spec: EmbedderSpec, space: VectorSpace, threads: int | None = None) -> None:
-        from operators.embedder.engine import Embedder  # torch: seconds that a search with ready vectors does not pay
-
         self._space = space
         self._tokenizer = Tokenizer(spec)
-        self._embedder = Embedder(spec, threads=threads)
+        self._embedder = load_embedder(spec, threads=threads)
 
     def __call__(self, texts: Sequence[str] | pa.Array) -> Vectors:
         """Vectors of texts, as the index takes them."""

@@ -23,6 +23,7 @@ from jobs.config import EmbedConfig
 from operators.corpus.chunking import Chunking, check_fits
 from operators.corpus.reading import empty_rows, read_fragments, read_sample
 from operators.embedder import quantization
+from operators.embedder.loading import load_embedder
 from operators.embedder.recipe import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
@@ -170,11 +171,9 @@ class EmbedWorker:
     """One embedding process: the model is loaded and tested once, then fragments pass through it."""
 
     def __init__(self, setup: Setup) -> None:
-        from operators.embedder.engine import Embedder  # torch and transformers: 5 s that no other stage shall pay
-
         embedder = setup.config.embedder
         self._setup = setup
-        self._embedder = Embedder(
+        self._embedder = load_embedder(
             setup.spec,
             batch_tokens=embedder.batch_tokens,
             device=embedder.device,
@@ -222,11 +221,9 @@ def record_from_row(row: dict[str, str]) -> tuple[FragmentRecord, Counts]:
 
 def scale_of_sample(config: EmbedConfig, spec: EmbedderSpec, keep: pa.Schema, units: Sequence[Unit]) -> float:
     """The int8 scale that fits the vectors of a few hundred documents."""
-    from operators.embedder.engine import Embedder
-
     step = max(1, len(units) // CALIBRATION_UNITS)
     tokenizer = Tokenizer(spec)
-    embedder = Embedder(spec, device=config.embedder.device, threads=config.compute.cpus_per_worker)
+    embedder = load_embedder(spec, device=config.embedder.device, threads=config.compute.cpus_per_worker)
     vectors = []
     for unit in units[::step][:CALIBRATION_UNITS]:
         rows = read_sample(unit, config.source, keep, CALIBRATION_ROWS_PER_UNIT)[0].table

@@ -26,7 +26,7 @@ from operators.guard import Ledger, run_guarded
 from operators.store.dataset import Identity
 
 if TYPE_CHECKING:
-    from operators.embedder.engine import Vectors  # with torch, which only the embedding workers need
+    from operators.embedder.vectors import Vectors
 
 # The model may fail on this many single rows of a fragment before the failure counts as the model's own.
 MAX_FAILING_ROWS = 8

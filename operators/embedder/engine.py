@@ -11,33 +11,22 @@ Shapes: N rows of a call, D the model's width, B and L rows and padded length of
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 import transformers
-from numpy.typing import NDArray
 
 from operators.embedder import batching, checkpoint, fast_bert, selftest
 from operators.embedder.flops import Flops
-from operators.embedder.pooling import PaddedForward, PooledForward, finish
+from operators.embedder.pooling import PaddedForward, PooledForward
 from operators.embedder.recipe import EmbedderSpec, Recipe, verified_folder
 from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.vectors import Vectors, finish
 from operators.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class Vectors:
-    """The vectors of a call, row i for input i."""
-
-    values_ND: NDArray[np.float32]  # all zeros where not finite
-    finite_N: NDArray[np.bool_]  # False: the model gave NaN, infinity or a zero vector; reject the row
-    padding_tokens: int
-    flops: float = 0.0  # that the model needs for them (operators.embedder.flops)
 
 
 class Embedder:

@@ -47,16 +47,6 @@ def pool(states_BLD: torch.Tensor, mask_BL: torch.Tensor, pooling: Pooling) -> t
     return states_BLD[torch.arange(len(token_B), device=token_B.device), token_B].to(torch.float32)
 
 
-def finish(pooled_ND: torch.Tensor, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """values_ND, of length 1 where asked, and finite_N; rows with NaN, infinity or of length 0 become all zeros."""
-    # squares overflow float32 from 1e19 on, so they are summed in float64
-    norms_N = torch.linalg.vector_norm(pooled_ND, dim=1, dtype=torch.float64).to(torch.float32)
-    finite_N = torch.isfinite(norms_N) & (norms_N > 0)
-    if normalize:
-        pooled_ND = pooled_ND / norms_N[:, None]
-    return torch.where(finite_N[:, None], pooled_ND, 0.0), finite_N
-
-
 class PaddedForward:
     """Any transformers model, over right-padded batches."""
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.corpus.chunking import Chunking
-from operators.embedder.engine import Vectors
 from operators.embedder.tokenizing import Tokens
+from operators.embedder.vectors import Vectors
 from operators.fragment import LENGTH_EDGES, REJECTED_SCHEMA, Counts, Extent, Fragment, FragmentBatch, SourceFile, Unit
 from operators.guard import Attempt, AttemptLedger
 from operators.stages import MAX_FAILING_ROWS, embed_fragment, tokenize_fragment, unreadable_unit

@@ -8,7 +8,8 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from operators.embedder.pooling import finish, pool
+from operators.embedder.pooling import pool
+from operators.embedder.vectors import finish
 
 LENGTHS = (1, 3, 7, 7)
 

@@ -18,9 +18,10 @@ import yaml
 from numpy.typing import NDArray
 
 from operators.embedder import selftest
-from operators.embedder.engine import Embedder, Vectors
+from operators.embedder.engine import Embedder
 from operators.embedder.recipe import EmbedderConfig, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.vectors import Vectors
 from operators.errors import InputError
 from tests import checkpoints
 

@@ -1,0 +1,33 @@
+"""Which class embeds with a spec: the only place that chooses. Loading torch and a model takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.embedder.recipe import EmbedderSpec, verified_folder
+
+if TYPE_CHECKING:
+    from operators.embedder.engine import Embedder
+
+
+def load_embedder(
+    spec: EmbedderSpec,
+    batch_tokens: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
+) -> Embedder:
+    """A loaded, self-tested embedder: token ids in, `Vectors` out."""
+    from operators.embedder.engine import Embedder  # torch and transformers, 5 s that the driver need not wait for
+
+    return Embedder(spec, batch_tokens, device, threads)
+
+
+def flops_of(spec: EmbedderSpec) -> Callable[[NDArray[np.int64]], float]:
+    """A function from the lengths of texts in tokens to the FLOPs of embedding them; loads no weights."""
+    from operators.embedder.flops import Flops
+
+    return Flops.of_folder(verified_folder(spec, weights=False), spec.recipe.trust_remote_code).total
