@@ -19,7 +19,7 @@ from operators.index.queries import VECTORS_AT_ONCE
 _IN_FLIGHT = 4  # batches of queries searched at once (jobs/search_pipeline.py)
 _ANSWERS_AT_ONCE = 1 << 20  # queries of a batch times workers (the same)
 _LEAST_BATCH = 4096  # queries (the same)
-_SHARE = 0.6  # of a CPU that a thread of a search worker reserves (the same)
+_SHARE = 0.4  # of a CPU that a thread of a search worker reserves (the same)
 _DECODED_AT_ONCE = 1 << 11  # candidates of a pass of `Shard.rescore` (operators/index/shard.py)
 
 
@@ -31,10 +31,11 @@ class Crew:
     threads: int
 
     @staticmethod
-    def of(plan: Plan, threads: int, cpus: float) -> Crew:
+    def of(plan: Plan, threads: int, cpus: float, most: int | None = None) -> Crew:
         """As many as there are shards, or room, node by node; each reserves `cpus`."""
         s = plan.scenario
-        return Crew(max(1, min(len(plan.shards), s.nodes * int(s.cpus / cpus))), threads)
+        room = s.nodes * int(s.cpus / cpus)
+        return Crew(max(1, min(len(plan.shards), room, most or room)), threads)
 
     @staticmethod
     def searching(plan: Plan) -> Crew:
@@ -43,7 +44,7 @@ class Crew:
         cpus = s.nodes * s.cpus
         threads = min(s.search_threads, cpus)
         wanted = s.search_workers or max(1, cpus // 4)
-        return Crew.of(plan, threads, max(_SHARE * threads, _SHARE * cpus / wanted))
+        return Crew.of(plan, threads, _SHARE * threads, wanted)
 
     @staticmethod
     def measuring(plan: Plan) -> Crew:

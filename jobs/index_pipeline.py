@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,7 @@ def measure(config: IndexConfig, setup: BuildSetup, snapshot: IndexSnapshot, liv
     own_Q = _own_ids([t.own_Q for t in truths])
     threads, vectors = config.compute.cpus_per_builder, ray.put(queries.vectors_QD)
     has_refine = has_refine_store(snapshot.identity)
-    with open_shards(setup.index, snapshot, threads, config.compute.cache_dir, threads) as workers:
+    with open_shards(setup.index, snapshot, Crew(threads, threads), config.compute.cache_dir) as workers:
 
         def attempt(settings: Settings) -> Trial:
             found, seconds = search_all(
@@ -180,23 +181,39 @@ def measure(config: IndexConfig, setup: BuildSetup, snapshot: IndexSnapshot, liv
     return summary(queries.k, config.recall_target, queries.source, truth, chosen, curve)
 
 
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """What processes that hold shards open take of a cluster."""
+
+    threads: int  # of each
+    cpus: float  # that each reserves
+    most: int | None = None  # processes; None: as many as there are shards, or room
+    spare: float = 0.0  # CPUs of one node that are left to what runs beside them
+
+    def size(self, num_shards: int) -> int:
+        """How many processes. By node: one that fits no node would be waited for without end."""
+        nodes = sorted((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), reverse=True)
+        nodes[0] -= self.spare
+        room = sum(int(node / self.cpus) for node in nodes)
+        return max(1, min(num_shards, room, self.most or room))
+
+
 @contextmanager
-def open_shards(
-    index: Location, snapshot: IndexSnapshot, threads: int, cache_dir: str | None, cpus: float
-) -> Iterator[list[Any]]:
-    """Workers that hold all shards of a snapshot open between them, as many as the cluster has room for.
+def open_shards(index: Location, snapshot: IndexSnapshot, crew: Crew, cache_dir: str | None) -> Iterator[list[Any]]:
+    """Workers that hold all shards of a snapshot open between them.
 
     They end with the block: a process that goes on with its Ray must get their CPUs back.
     """
-    # By node: a worker that fits no node would be waited for without end.
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    count = max(1, min(len(snapshot.shards), sum(int(node / cpus) for node in nodes)))
-    actor = ray.remote(num_cpus=cpus, max_restarts=-1, max_task_retries=8)(ShardWorker)
+    count = crew.size(len(snapshot.shards))
+    # Spread: their work is memory bandwidth and network, of which every node has its own.
+    actor = ray.remote(num_cpus=crew.cpus, max_restarts=-1, max_task_retries=8, scheduling_strategy="SPREAD")(
+        ShardWorker
+    )
     hands: list[list[int]] = [[] for _ in range(count)]
     for number in sorted(range(len(snapshot.shards)), key=lambda n: -snapshot.shards[n].rows):
         min(hands, key=lambda hand: sum(snapshot.shards[n].rows for n in hand)).append(number)
     reference = ray.put(snapshot)
-    workers = [actor.remote(index, reference, hand, cache_dir, threads) for hand in hands]
+    workers = [actor.remote(index, reference, hand, cache_dir, crew.threads) for hand in hands]
     try:
         yield workers
     finally:

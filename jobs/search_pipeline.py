@@ -21,7 +21,7 @@ import ray
 import ray.data
 
 from jobs.config import Compute, EmbedConfig
-from jobs.index_pipeline import open_shards
+from jobs.index_pipeline import Crew, open_shards
 from jobs.pipeline import configure_ray_data, embedded_rows
 from jobs.query_embedding import document_config, query_spec
 from jobs.search_config import SearchConfig
@@ -42,7 +42,8 @@ from operators.store.dataset import Identity, encode_schema
 logger = logging.getLogger(__name__)
 
 _SHARE_BESIDE_EMBEDDING = 0.25  # of a CPU per thread: embedding a query costs far more than searching it
-_SHARE_ALONE = 0.4  # Ray Data sizes its input with a task of one CPU, which has to fit beside on two CPUs
+_SHARE_ALONE = 0.4
+_SPARE_CPUS = 1.2  # Ray Data sizes its input with a task of one CPU; later the stages of the search take them
 _SEARCH_CPUS = 0.1
 _ANSWERS_AT_ONCE = 1 << 20  # queries times workers
 
@@ -57,13 +58,12 @@ def search_queries(config: SearchConfig, snapshot: IndexSnapshot, settings: Sett
         raise InputError(f"check queries.path: there is no file at {config.queries.path}")
     output = locate(config.output.path, config.output.storage_options)
     is_text = config.queries.vector is None
-    threads, share = _threads_and_share(config, is_text)
+    crew = _crew(config, is_text)
     done = []
-    with open_shards(
-        locate(config.index, config.storage_options), snapshot, threads, config.compute.cache_dir, share
-    ) as workers:
+    index = locate(config.index, config.storage_options)
+    with open_shards(index, snapshot, crew, config.compute.cache_dir) as workers:
         setup = _setup(config, snapshot, settings, output, workers)
-        rows = _text_rows(config, snapshot, setup, share) if is_text else _vector_rows(config, setup, files)
+        rows = _text_rows(config, snapshot, setup, crew) if is_text else _vector_rows(config, setup, files)
         for row in rows:
             done.append(row)
             if len(done) % 16 == 0:
@@ -80,13 +80,11 @@ def search_queries(config: SearchConfig, snapshot: IndexSnapshot, settings: Sett
     return 0
 
 
-def _threads_and_share(config: SearchConfig, is_text: bool) -> tuple[int, float]:
-    """Threads of a process that holds shards, and the CPUs that it reserves: so many that no more than wanted fit."""
+def _crew(config: SearchConfig, is_text: bool) -> Crew:
     cpus = int(ray.cluster_resources().get("CPU", 1))
     threads = config.compute.threads_per_worker or min(4, cpus)
-    each = _SHARE_BESIDE_EMBEDDING if is_text else _SHARE_ALONE
-    wanted = config.compute.workers or max(1, cpus // 4)
-    return threads, max(each * threads, each * cpus / wanted)
+    share = _SHARE_BESIDE_EMBEDDING if is_text else _SHARE_ALONE
+    return Crew(threads, share * threads, config.compute.workers or max(1, cpus // 4), _SPARE_CPUS)
 
 
 def _setup(
@@ -129,7 +127,7 @@ def _setup(
 
 
 def _text_rows(
-    config: SearchConfig, snapshot: IndexSnapshot, setup: SearchSetup, share: float
+    config: SearchConfig, snapshot: IndexSnapshot, setup: SearchSetup, crew: Crew
 ) -> Iterator[dict[str, Any]]:
     """The embed pipeline with the queries as its source and the search as its last stage."""
     assert config.queries is not None, "the config has queries"
@@ -139,7 +137,7 @@ def _text_rows(
     source = config.queries.source.model_copy(update={"rows_per_fragment": TEXTS_AT_ONCE})
     documents = document_config(dataset)
     cpus = ray.cluster_resources().get("CPU", 1)
-    room = int((cpus - share * len(setup.workers) - 0.6) / 0.75)
+    room = int((cpus - crew.cpus * len(setup.workers) - 0.6) / 0.75)
     embed = EmbedConfig(
         source=source,
         model=documents.model,
