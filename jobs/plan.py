@@ -20,7 +20,7 @@ from operators.corpus.chunking import check_fits
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_sample
 from operators.corpus.units import choose_pack_below
-from operators.embedder.loading import flops_of
+from operators.embedder.choice import flops_of
 from operators.embedder.recipe import EmbedderSpec, embedder_spec
 from operators.fragment import Unit
 from operators.guard import AttemptLedger

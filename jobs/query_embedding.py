@@ -12,7 +12,7 @@ import yaml
 
 from jobs.config import EmbedConfig
 from jobs.identity import RECIPES, dataset_fingerprint
-from operators.embedder.loading import load_embedder
+from operators.embedder.choice import load_embedder
 from operators.embedder.recipe import EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
