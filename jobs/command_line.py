@@ -27,7 +27,7 @@ from operators.storage import redact
 
 Config = TypeVar("Config", bound=BaseModel)
 
-JOBS = ("embed", "plan", "verify", "vacuum", "index", "search", "explain")
+JOBS = ("embed", "plan", "verify", "vacuum", "index", "search", "explain", "evaluate")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
 BLUE, ORANGE, RED = "#2f6fdb", "#e08a1e", "#c8453b"
+SERIES = (BLUE, ORANGE, "#23804a", "#8250c4", RED, "#3a9fb5")  # models and curves in one plot
 _WIDTH, _HEIGHT = 5.6, 2.9  # inches, at 72 points; the page scales it
 _MAX_POINTS = 60
 _MAX_LABEL = 28
@@ -68,6 +69,48 @@ def recall_svg(points: Sequence[tuple[float, float, float]], target: float, chos
         axes.legend(loc="lower right")
 
     return _svg("recall", draw)
+
+
+def scores_svg(models: Sequence[tuple[str, Sequence[tuple[str, float, float, float]]]]) -> str:
+    """Scores of every model: (model, [(task, score, low, high)]), tasks side by side with their intervals."""
+    tasks = list(dict.fromkeys(task for _, scores in models for task, *_ in scores))
+    width = 0.8 / max(len(models), 1)
+
+    def draw(axes: Axes) -> None:
+        for i, (name, scores) in enumerate(models):
+            at = [tasks.index(task) + (i - (len(models) - 1) / 2) * width for task, *_ in scores]
+            values = np.array([score for _, score, _, _ in scores])
+            reach = np.array([[score - low, high - score] for _, score, low, high in scores]).T.clip(min=0)
+            color = SERIES[i % len(SERIES)]
+            axes.bar(at, values, width=0.9 * width, color=color, alpha=0.75, label=_label(name))
+            axes.errorbar(at, values, yerr=reach, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+        axes.set_xticks(range(len(tasks)), [_label(task) for task in tasks])
+        if len(tasks) > 4:
+            axes.tick_params(axis="x", labelrotation=30)
+        axes.set_ylim(0, 1.25 * max([high for _, scores in models for *_, high in scores] + [1e-9]))
+        axes.yaxis.set_major_formatter("{x:.2f}")
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="upper right", ncols=min(4, max(1, len(models))))
+
+    return _svg("scores", draw)
+
+
+def recall_by_rank_svg(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> str:
+    """Recall at every rank judged: (label, [(k, recall)])."""
+
+    def draw(axes: Axes) -> None:
+        for i, (name, points) in enumerate(curves):
+            style = ("-", "--", ":", "-.")[i // len(SERIES) % 4]
+            ranks, recall = zip(*points, strict=True)
+            axes.plot(ranks, recall, f"o{style}", color=SERIES[i % len(SERIES)], markersize=3, label=_label(name))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(0, 1.05)
+        axes.yaxis.set_major_formatter("{x:.2f}")
+        axes.set_xlabel("results looked at")
+        axes.legend(loc="lower right", ncols=1 + len(curves) // 7)
+
+    return _svg("recall by rank", draw)
 
 
 def lengths_svg(histogram: Sequence[int], planned: Sequence[int] = ()) -> str:
