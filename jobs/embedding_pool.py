@@ -25,6 +25,7 @@ from cluster.environment import COMPUTE_VARIABLES
 from jobs.config import Compute
 from jobs.identity import RECIPES
 from jobs.pipeline import EMBED_CPU_SHARE
+from operators.embedder.choice import load_embedder
 from operators.embedder.recipe import EmbedderConfig, EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
@@ -67,9 +68,7 @@ class EmbeddingWorker:
     """One process with the model; a recipe's prompts share the weights."""
 
     def __init__(self, embedder: EmbedderConfig, threads: int, spec: EmbedderSpec) -> None:
-        from operators.embedder.engine import Embedder  # torch and transformers: 5 s that only workers pay
-
-        self._embedder = Embedder(spec, batch_tokens=embedder.batch_tokens, device=embedder.device, threads=threads)
+        self._embedder = load_embedder(spec, embedder.batch_tokens, embedder.device, threads)
         self._tokenizers = {spec.fingerprint: Tokenizer(spec)}
 
     def ready(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import ray
 
 from jobs.embedding_pool import EmbeddingPool, corpus_blocks
-from jobs.index_pipeline import ask, open_shards, search_all
+from jobs.index_pipeline import Crew, ask, open_shards, search_all
 from jobs.query_embedding import as_queries, query_spec
 from operators.errors import InputError
 from operators.evaluation.beir import RetrievalSet, read_corpus
@@ -20,7 +20,8 @@ from operators.index.snapshot import IndexSnapshot, read_index
 from operators.storage import locate
 
 _MOST_RESULTS = 2048  # of a search, as in the job `search`
-_SEARCH_CPUS = 0.1  # the workers that embed keep theirs: a search waits for queries, it is not beside them
+_SEARCHERS = 8  # processes at most that hold an index's shards
+_SEARCH_CPUS = 0.1  # of each: they search while the workers that embed wait, which keep their CPUs
 
 
 class PooledModel:
@@ -54,7 +55,7 @@ class PooledModel:
                 f"{identity.model}, or of another setting of it"
             )
         vectors_QD = as_queries(queries_QD, identity.space)
-        with open_shards(location, snapshot, 1, None, _SEARCH_CPUS) as workers:
+        with open_shards(location, snapshot, Crew(1, _SEARCH_CPUS, _SEARCHERS), None) as workers:
             return _documents(workers, snapshot, data.query_ids, vectors_QD, max(task.k))
 
 
