@@ -90,7 +90,8 @@ class Ours:
 
     def __init__(self, contender: Contender, model: str, batch_tokens: int | None) -> None:
         from operators.embedder.engine import Embedder
-        from operators.embedder.recipe import EmbedderConfig, embedder_spec
+        from operators.embedder.recipe import EmbedderConfig
+        from operators.embedder.spec import embedder_spec
         from operators.embedder.tokenizing import Tokenizer
 
         config = EmbedderConfig.model_validate({"compute_dtype": contender.dtype, "device": "cpu"})
@@ -185,7 +186,8 @@ def start(
 
 def compare(arguments: argparse.Namespace) -> None:
     """Print every contender's speed, and the ratios that the project promises."""
-    from operators.embedder.recipe import EmbedderConfig, embedder_spec
+    from operators.embedder.recipe import EmbedderConfig
+    from operators.embedder.spec import embedder_spec
 
     texts = read_texts(arguments.data, arguments.rows)
     lengths_N, flops = count(embedder_spec(arguments.model, EmbedderConfig(device="cpu"), RECIPES), texts)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from operators.embedder import batching
 from operators.embedder.flops import Flops
-from operators.embedder.pooling import PaddedForward
+from operators.embedder.forward import PaddedForward, PaddedTrunk
 from operators.embedder.vectors import finish
 
 # dense bfloat16 TFLOP/s, by a part of the name that CUDA gives a GPU (the vendor's data sheets)
@@ -115,7 +115,7 @@ def measure(arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     model = random_model(arguments.shape, device)
     flops = Flops.of(model)
-    forward = PaddedForward(model, "last", device, causal=True)
+    forward = PaddedForward(PaddedTrunk(model, device, causal=True), "last")
     peak_tflops = arguments.peak_tflops or known_peak(device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"\n{arguments.shape}, {num_parameters / 1e9:.2f}B parameters, bfloat16, {device_name(device)}")

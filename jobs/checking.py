@@ -18,7 +18,7 @@ from jobs.duplicates import duplicated_in_store
 from jobs.pipeline import EMBED_CPU_SHARE
 from operators.corpus.reading import read_fragments
 from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderSpec
+from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.fragment import REJECTED_SCHEMA, FragmentBatch
 from operators.guard import AttemptLedger

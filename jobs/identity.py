@@ -10,7 +10,7 @@ from jobs.config import EmbedConfig
 from operators.corpus.chunking import CHUNKER_VERSION
 from operators.corpus.inspect import inspect_source
 from operators.embedder.fingerprint import mapping_digest
-from operators.embedder.recipe import EmbedderSpec
+from operators.embedder.spec import EmbedderSpec
 from operators.errors import InputError
 from operators.fragment import SourceFile
 from operators.storage import Location

@@ -11,7 +11,7 @@ from jobs.query_embedding import QueryEmbedder, query_spec
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_fragments
 from operators.corpus.units import plan_units
-from operators.embedder.recipe import EmbedderSpec
+from operators.embedder.spec import EmbedderSpec
 from operators.errors import InputError
 from operators.index.building import BuildSetup
 from operators.index.held_out import store_held_out

@@ -17,7 +17,7 @@ from cluster.progress import Progress
 from cluster.session import Session
 from jobs.backlog import Backlog
 from jobs.config import EmbedConfig
-from operators.embedder.recipe import EmbedderSpec
+from operators.embedder.spec import EmbedderSpec
 from operators.errors import GateMissed
 from operators.fragment import Counts
 from operators.planning.estimate import Estimate, mfu_of

@@ -35,7 +35,7 @@ from jobs.workers import (
     work_to_row,
     write,
 )
-from operators.embedder.recipe import EmbedderSpec
+from operators.embedder.spec import EmbedderSpec
 from operators.fragment import Counts, Unit
 from operators.planning.estimate import mfu_of
 from operators.store.fragments import FragmentRecord

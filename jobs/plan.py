@@ -21,7 +21,7 @@ from operators.corpus.listing import list_source
 from operators.corpus.reading import read_sample
 from operators.corpus.units import choose_pack_below
 from operators.embedder.choice import flops_of
-from operators.embedder.recipe import EmbedderSpec, embedder_spec
+from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.fragment import Unit
 from operators.guard import AttemptLedger
 from operators.planning.estimate import Estimate, Hardware, Setting, estimate_run
@@ -86,7 +86,7 @@ def _sample(
 
 def _default_batch_tokens(config: Config) -> int:
     """What the engine takes where the config says nothing."""
-    from operators.embedder.pooling import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
+    from operators.embedder.forward import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
 
     return CUDA_BATCH_TOKENS if config.compute.gpus_per_worker else CPU_BATCH_TOKENS
 

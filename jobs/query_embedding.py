@@ -13,7 +13,7 @@ import yaml
 from jobs.config import EmbedConfig
 from jobs.identity import RECIPES, dataset_fingerprint
 from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderSpec, embedder_spec
+from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.index.vectors import Vectors, VectorSpace

@@ -16,7 +16,7 @@ from jobs.backlog import Backlog, find_backlog
 from jobs.config import EmbedConfig as Config
 from jobs.identity import RECIPES, identify
 from operators.corpus.listing import list_source
-from operators.embedder.recipe import embedder_spec
+from operators.embedder.spec import embedder_spec
 from operators.errors import InputError
 from operators.storage import Location, locate
 from operators.store.dataset import Identity, read_identity

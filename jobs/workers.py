@@ -24,7 +24,7 @@ from operators.corpus.chunking import Chunking, check_fits
 from operators.corpus.reading import empty_rows, read_fragments, read_sample
 from operators.embedder import quantization
 from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderSpec
+from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.fragment import (

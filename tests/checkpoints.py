@@ -9,10 +9,11 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
+from sentence_transformers.base.modules import Dense
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXT = (
@@ -52,46 +53,103 @@ def tiny_bert(
         pad_token_id=0,
     )
     save_model(folder, config, seed)
-    save_tokenizer(folder, tokenizer, {"pad_token": "[PAD]", "unk_token": "[UNK]"}, max_tokens)
+    save_tokenizer(folder, tokenizer, {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}, max_tokens)
     sentence_transformers_layout(folder, hidden, pooling, normalize, max_tokens, prompts)
     return folder
 
 
-def tiny_decoder(
+def tiny_encoder(
     folder: Path,
     *,
-    kind: Literal["mistral", "qwen2", "qwen3"] = "mistral",
+    kind: Literal["roberta", "xlm-roberta", "mpnet", "modernbert"],
     hidden: int = 32,
     layers: int = 2,
     max_tokens: int = 128,
     seed: int = 0,
 ) -> Path:
-    """A causal language model with a byte-level BPE vocabulary, in the plain Hugging Face layout.
-
-    Its tokenizer puts `<s>` first, and never `<|endoftext|>` last: a recipe has to ask for that.
-    """
-    tokenizer = byte_level_tokenizer()
+    """An encoder that is no BERT, with a byte-level vocabulary, `<s>` and `</s>` around a text, in the plain layout."""
+    tokenizer = byte_level_tokenizer(specials=("</s>", "<pad>", "[MASK]"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     config_class = {
-        "mistral": transformers.MistralConfig,
-        "qwen2": transformers.Qwen2Config,
-        "qwen3": transformers.Qwen3Config,
+        "roberta": transformers.RobertaConfig,
+        "xlm-roberta": transformers.XLMRobertaConfig,
+        "mpnet": transformers.MPNetConfig,
+        "modernbert": transformers.ModernBertConfig,
     }[kind]
     config = config_class(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=hidden // 4,
         intermediate_size=2 * hidden,
-        max_position_embeddings=max_tokens,
-        pad_token_id=0,
+        max_position_embeddings=max_tokens + 4,
+        pad_token_id=3,
         bos_token_id=1,
-        eos_token_id=0,
+        eos_token_id=2,
+        **({"local_attention": 8, "cls_token_id": 1, "sep_token_id": 2} if kind == "modernbert" else {}),
     )
     save_model(folder, config, seed)
+    save_tokenizer(folder, tokenizer, {"pad_token": "<pad>", "mask_token": "[MASK]"}, max_tokens)
+    return folder
+
+
+def tiny_decoder(
+    folder: Path,
+    *,
+    kind: Literal["mistral", "llama", "qwen2", "qwen3", "gemma3", "opt"] = "mistral",
+    hidden: int = 32,
+    layers: int = 2,
+    max_tokens: int = 128,
+    seed: int = 0,
+    specials: Sequence[str] = (),
+    **fields: Any,
+) -> Path:
+    """A causal language model with a byte-level BPE vocabulary, in the plain Hugging Face layout.
+
+    Its tokenizer puts `<s>` first, and never `<|endoftext|>` last: a recipe has to ask for that. `fields` are of the
+    model's config.
+    """
+    tokenizer = byte_level_tokenizer(specials=specials)
+    save_model(folder, decoder_config(kind, tokenizer.get_vocab_size(), hidden, layers, max_tokens, **fields), seed)
     save_tokenizer(folder, tokenizer, {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}, max_tokens)
     return folder
+
+
+def decoder_config(
+    kind: str, vocab_size: int, hidden: int = 32, layers: int = 2, max_tokens: int = 128, **fields: Any
+) -> transformers.PreTrainedConfig:
+    """The config of a tiny decoder; `fields` go before what it sets."""
+    common = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": max_tokens,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 0,
+    }
+    if kind == "opt":
+        return transformers.OPTConfig(**common, ffn_dim=2 * hidden, word_embed_proj_dim=hidden, **fields)
+    config_class = {
+        "mistral": transformers.MistralConfig,
+        "llama": transformers.LlamaConfig,
+        "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
+        "gemma3": transformers.Gemma3TextConfig,
+    }[kind]
+    config: transformers.PreTrainedConfig = config_class(
+        **{
+            **common,
+            "num_key_value_heads": 2,
+            "head_dim": hidden // 4,
+            "intermediate_size": 2 * hidden,
+            **fields,
+        }
+    )
+    return config
 
 
 def minilm_folder() -> Path:
@@ -126,9 +184,11 @@ def sentence_transformers_layout(
     normalize: bool = True,
     max_tokens: int = 64,
     prompts: dict[str, str] | None = None,
+    dense: Sequence[str] = (),
 ) -> None:
-    """Add the files with which sentence-transformers describes how to embed."""
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * normalize
+    """Add the files with which sentence-transformers describes how to embed; the folders of `dense` are there."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *((name, "Dense") for name in dense)]
+    modules += [("9_Normalize", "Normalize")] * normalize
     _write_json(
         folder / "modules.json",
         [
@@ -136,13 +196,26 @@ def sentence_transformers_layout(
             for i, (path, kind) in enumerate(modules)
         ],
     )
-    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
+    modes = {
+        "mean": "pooling_mode_mean_tokens",
+        "cls": "pooling_mode_cls_token",
+        "last": "pooling_mode_lasttoken",
+        "weighted_mean": "pooling_mode_weightedmean_tokens",
+    }
     _write_json(
         folder / "1_Pooling" / "config.json",
         {"word_embedding_dimension": dim} | {key: mode == pooling for mode, key in modes.items()},
     )
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     _write_json(folder / "config_sentence_transformers.json", {"prompts": prompts or {}, "default_prompt_name": None})
+
+
+def save_dense(folder: Path, width: tuple[int, int], activation: torch.nn.Module, bias: bool, seed: int) -> None:
+    """A Dense module with random weights, as sentence-transformers saves it."""
+    folder.mkdir()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        Dense(*width, bias=bias, activation_function=activation).save(str(folder))
 
 
 def wordpiece_tokenizer(words: Sequence[str] = WORDS) -> Tokenizer:
@@ -160,8 +233,9 @@ def wordpiece_tokenizer(words: Sequence[str] = WORDS) -> Tokenizer:
     return tokenizer
 
 
-def byte_level_tokenizer(vocab_size: int = 400) -> Tokenizer:
-    """A byte-level BPE with Qwen's pre-tokenizer, trained on a few words; ids 0 and 1 are `<|endoftext|>` and `<s>`."""
+def byte_level_tokenizer(vocab_size: int = 400, specials: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE with Qwen's pre-tokenizer, trained on a few words; ids 0 and 1 are `<|endoftext|>` and `<s>`,
+    and `specials` come next."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -172,7 +246,7 @@ def byte_level_tokenizer(vocab_size: int = 400) -> Tokenizer:
     )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>", "<s>"],
+        special_tokens=["<|endoftext|>", "<s>", *specials],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

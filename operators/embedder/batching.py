@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+Side = Literal["right", "left"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +25,29 @@ class Batch:
 
     ids_T: NDArray[np.int64]  # token ids, one row after another
     lengths_B: NDArray[np.int64]
+    spans_B2: NDArray[np.int64] | None = None  # start and end of the tokens that are pooled; None: all of a row's
 
-    def mask(self) -> NDArray[np.bool_]:
-        """mask_BL: where the padded rows have a token."""
-        return np.arange(self.lengths_B.max()) < self.lengths_B[:, None]
+    def mask(self, side: Side = "right") -> NDArray[np.bool_]:
+        """mask_BL: where rows padded on `side` have a token."""
+        mask_BL = np.arange(self.lengths_B.max()) < self.lengths_B[:, None]
+        return mask_BL if side == "right" else np.ascontiguousarray(mask_BL[:, ::-1])
 
-    def pad(self, pad_id: int) -> NDArray[np.int64]:
-        """ids_BL: the rows padded on the right."""
-        mask_BL = self.mask()
+    def pad(self, pad_id: int, side: Side = "right") -> NDArray[np.int64]:
+        """ids_BL: the rows padded on `side`."""
+        mask_BL = self.mask(side)
         ids_BL = np.full(mask_BL.shape, pad_id, np.int64)
         ids_BL[mask_BL] = self.ids_T
         return ids_BL
+
+    def pooled(self, side: Side = "right") -> NDArray[np.bool_]:
+        """pooled_BL: where rows padded on `side` have a token that is pooled."""
+        if self.spans_B2 is None:
+            return self.mask(side)
+        length = self.lengths_B.max()
+        starts_B = 0 if side == "right" else length - self.lengths_B
+        spans_B2 = self.spans_B2 + np.reshape(starts_B, (-1, 1))
+        positions_L = np.arange(length)
+        return np.asarray((positions_L >= spans_B2[:, :1]) & (positions_L < spans_B2[:, 1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +74,7 @@ def plan(lengths_N: NDArray[np.int64], budget_tokens: int) -> Plan:
     return Plan(order, np.array(cuts, np.int64), padded_tokens - int(lengths.sum()))
 
 
-def batches(input_ids: pa.ListArray, plan: Plan) -> Iterator[Batch]:
+def batches(input_ids: pa.ListArray, plan: Plan, spans_N2: NDArray[np.int64] | None = None) -> Iterator[Batch]:
     """The batches of a plan, in its order; each is copied when it is asked for."""
     offsets = input_ids.offsets.to_numpy().astype(np.int64)
     ids = input_ids.values.to_numpy()
@@ -69,4 +84,4 @@ def batches(input_ids: pa.ListArray, plan: Plan) -> Iterator[Batch]:
         lengths_B = lengths_N[rows]
         shifts_B = starts_N[rows] - (np.cumsum(lengths_B) - lengths_B)
         positions_T = np.repeat(shifts_B, lengths_B) + np.arange(int(lengths_B.sum()))
-        yield Batch(ids[positions_T].astype(np.int64), lengths_B)
+        yield Batch(ids[positions_T].astype(np.int64), lengths_B, None if spans_N2 is None else spans_N2[rows])

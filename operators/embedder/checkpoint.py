@@ -1,24 +1,19 @@
-"""A checkpoint on disk: where it is, what it says about itself, and loading it, with every silent default refused.
+"""A checkpoint on disk: where it is and what it says about itself, with every silent default refused.
 
-Everything here but `load_model` works without torch and transformers, because the driver of a job asks these
-questions before any worker starts. Weights are read from safetensors only; a checkpoint that is not complete, or that
-wants to run its own code, is an error and never a warning.
+Nothing here needs torch or transformers, because the driver of a job asks these questions before any worker starts
+(operators.embedder.loading loads). A checkpoint that is not complete, has only pickled weights, or wants to run its own
+code, is an error and never a warning.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from operators.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
-    import transformers
 
 PACKAGE_PREFIX = "package:"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
@@ -36,7 +31,6 @@ OFFSET_POSITIONS = {
     "data2vec-text",
 }
 WIDTH_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
-HEAD_PREFIXES = ("pooler.", "lm_head.", "score.", "classifier.")  # parts of a checkpoint that embedding does not use
 
 
 def is_hub_id(checkpoint: str) -> bool:
@@ -45,14 +39,19 @@ def is_hub_id(checkpoint: str) -> bool:
 
 
 def locate(checkpoint: str, revision: str | None = None, weights: bool = True) -> Path:
+    """The local folder of a checkpoint's config.json and weights; a hub id is downloaded, as `locate_root` does."""
+    return weights_folder(locate_root(checkpoint, revision, weights))
+
+
+def locate_root(checkpoint: str, revision: str | None = None, weights: bool = True) -> Path:
     """The local folder of a checkpoint; a hub id is downloaded, only its small files where `weights` is false."""
     if checkpoint.startswith(PACKAGE_PREFIX):
-        return _weights_folder(package_folder(checkpoint))
+        return package_folder(checkpoint)
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
-        return _weights_folder(folder.resolve())
+        return folder.resolve()
     if is_hub_id(checkpoint):
-        return _weights_folder(snapshot(checkpoint, revision, weights))
+        return snapshot(checkpoint, revision, weights)
     raise InputError(f"checkpoint {checkpoint!r} is not a folder, nor a hub id (owner/name), nor package:NAME/FOLDER")
 
 
@@ -154,47 +153,6 @@ def check_remote_code(folder: Path, config: dict[str, Any], trusted: bool) -> No
         )
 
 
-def load_model(
-    folder: Path, dtype: torch.dtype, bidirectional: bool, trust_remote_code: bool
-) -> transformers.PreTrainedModel:
-    """The trunk of a checkpoint on the CPU, in eval mode, complete or refused; its pooler is left out."""
-    import transformers
-    from safetensors import SafetensorError
-
-    weight_files(folder)
-    library_logger = logging.getLogger("transformers")
-    level = library_logger.level
-    library_logger.setLevel(logging.ERROR)  # what its load report warns of is an InputError below
-    transformers.logging.disable_progress_bar()
-    try:
-        model, info = transformers.AutoModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError, SafetensorError) as error:
-        raise InputError(f"cannot load {folder}: {str(error).strip() or type(error).__name__}") from error
-    finally:
-        library_logger.setLevel(level)
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(HEAD_PREFIXES))
-    if missing:
-        raise InputError(
-            f"{folder} is incomplete: {len(missing)} weights are missing and would be random: {', '.join(missing[:5])}"
-        )
-    if info["mismatched_keys"]:
-        raise InputError(f"{folder} does not fit its config.json: {sorted(info['mismatched_keys'])[:3]}")
-    if hasattr(model, "pooler"):
-        model.pooler = None  # never used: pooling is the recipe's
-    model.config.use_cache = False
-    if bidirectional:
-        # The one switch that sdpa, eager and flash attention all honour; per-module flags depend on the batch's padding
-        model.config.is_causal = False
-    return model.eval()
-
-
 def package_folder(checkpoint: str) -> Path:
     """The folder that `package:NAME/FOLDER` means; the package is found, not imported."""
     package, _, inside = checkpoint.removeprefix(PACKAGE_PREFIX).partition("/")
@@ -209,7 +167,7 @@ def package_folder(checkpoint: str) -> Path:
     return folder
 
 
-def _weights_folder(folder: Path) -> Path:
+def weights_folder(folder: Path) -> Path:
     """Where config.json and weights are: old sentence-transformers checkpoints keep them in `0_Transformer`."""
     modules = folder / "modules.json"
     if (folder / "config.json").is_file() or not modules.is_file():

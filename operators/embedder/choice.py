@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.embedder.recipe import EmbedderSpec, verified_folder
+from operators.embedder.spec import EmbedderSpec, verified_folder
 
 if TYPE_CHECKING:
     from operators.embedder.engine import Embedder

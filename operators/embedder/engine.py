@@ -1,11 +1,13 @@
 """The embedder: token ids in, vectors out, on a CPU or one GPU, the same on both.
 
-    input_ids -> plan (sort by length, cut by budget) -> forward -> cut dims, normalise -> order restored
+    input_ids -> readings -> plan (sort by length, cut by budget) -> forward -> head
+              -> readings averaged -> cut dims, normalise -> order restored
 
 Nothing waits for the device between batches: results stay on it and are fetched once per call, so a call should hold
 a fragment (some thousand rows). Memory: one batch's activations and N x dim floats.
 
-Shapes: N rows of a call, D the model's width, B and L rows and padded length of a batch.
+Shapes: N rows of a call, M readings (N times the recipe's prompts), D width of the model's vectors, B and L rows and
+padded length of a batch.
 """
 
 from __future__ import annotations
@@ -17,16 +19,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
+from numpy.typing import NDArray
 
-from operators.embedder import batching, checkpoint, fast_bert, selftest
+from operators.embedder import batching, checkpoint, fast_bert, readings, selftest
 from operators.embedder.flops import Flops
-from operators.embedder.pooling import PaddedForward, PooledForward
-from operators.embedder.recipe import EmbedderSpec, Recipe, verified_folder
+from operators.embedder.forward import PaddedForward, PaddedTrunk, PooledForward
+from operators.embedder.heads import load_head
+from operators.embedder.loading import DTYPES, load_model
+from operators.embedder.spec import EmbedderSpec, verified_folder
 from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.errors import InputError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Embedder:
@@ -46,30 +49,64 @@ class Embedder:
         self.spec = spec
         self.device = _device(device)
         tokenizer = Tokenizer(spec)
+        self._layouts = tokenizer.layouts
         model = _load(spec, self.device)
         _check_shapes(model, spec, tokenizer)
+        self._head = load_head(
+            checkpoint.locate_root(spec.recipe.checkpoint, spec.recipe.revision), spec.recipe.head, model
+        )
+        if self._head is not None:
+            self._head.to(self.device)
         self.flops = Flops.of(model)
+        selftest.check_tokens(tokenizer, spec)
         ids = tokenizer(selftest.texts()).input_ids
-        self._forward = _make_forward(model, spec.recipe, self.device, ids)
+        self._forward = _make_forward(model, spec, self.device, tokenizer)
         self.batch_tokens = batch_tokens or self._forward.batch_tokens
-        selftest.check(self, ids, tokenizer.end_id)
+        selftest.check(self, ids)
 
     @torch.inference_mode()
     def __call__(self, input_ids: pa.ListArray) -> Vectors:
         """Vectors of N rows of token ids (list<int32>, no nulls), in their order."""
-        lengths_N = np.diff(input_ids.offsets.to_numpy())
-        plan = batching.plan(lengths_N, self.batch_tokens)
+        readings_M = readings.split(input_ids, len(self._layouts))
+        lengths_M = np.diff(readings_M.offsets.to_numpy())
+        plan = batching.plan(lengths_M, self.batch_tokens)
         pooled = torch.zeros(len(plan.order), self.spec.dim, device=self.device)
-        for start, end, batch in zip(plan.cuts[:-1], plan.cuts[1:], batching.batches(input_ids, plan), strict=True):
-            pooled[start:end] = self._forward(batch)[:, : self.spec.dim]
+        in_batches = batching.batches(readings_M, plan, self._spans(lengths_M))
+        for start, end, batch in zip(plan.cuts[:-1], plan.cuts[1:], in_batches, strict=True):
+            pooled_BD = self._forward(batch)
+            pooled_BD = pooled_BD if self._head is None else self._head(pooled_BD)
+            pooled[start:end] = pooled_BD[:, : self.spec.dim]
+        order = plan.order
+        if len(self._layouts) > 1:
+            pooled, order = self._averaged(pooled, plan.order, len(input_ids))
         values, finite = finish(pooled, self.spec.recipe.normalize)
         values_ND = np.zeros((len(input_ids), self.spec.dim), np.float32)
         finite_N = np.zeros(len(input_ids), np.bool_)
-        values_ND[plan.order] = values.cpu().numpy()
-        finite_N[plan.order] = finite.cpu().numpy()
+        values_ND[order] = values.cpu().numpy()
+        finite_N[order] = finite.cpu().numpy()
         return Vectors(
-            values_ND, finite_N, plan.padding_tokens if self._forward.pads else 0, self.flops.total(lengths_N)
+            values_ND, finite_N, plan.padding_tokens if self._forward.pads else 0, self.flops.total(lengths_M)
         )
+
+    def _spans(self, lengths_M: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """spans_M2: the tokens of each reading that are pooled; None where it is all of them in every reading."""
+        pool_over, num = self.spec.recipe.pool_over, len(self._layouts)
+        if not any(layout.leaves_out(pool_over) for layout in self._layouts):
+            return None
+        spans_M2 = np.empty((len(lengths_M), 2), np.int64)
+        for index, layout in enumerate(self._layouts):
+            spans_M2[index::num] = layout.spans(lengths_M[index::num].astype(np.int64), pool_over)
+        return spans_M2
+
+    def _averaged(
+        self, pooled: torch.Tensor, order: NDArray[np.int64], num_rows: int
+    ) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        """The mean of each row's readings, and which rows have any: a row has all of its readings, or none."""
+        by_reading = torch.zeros(num_rows * len(self._layouts), self.spec.dim, device=self.device)
+        by_reading[torch.from_numpy(order).to(self.device)] = pooled
+        rows = np.unique(order // len(self._layouts))
+        averaged_ND = by_reading.view(num_rows, len(self._layouts), -1).mean(dim=1)
+        return averaged_ND[torch.from_numpy(rows).to(self.device)], rows
 
 
 def _device(wanted: str) -> torch.device:
@@ -83,11 +120,10 @@ def _device(wanted: str) -> torch.device:
 def _load(spec: EmbedderSpec, device: torch.device) -> transformers.PreTrainedModel:
     recipe = spec.recipe
     folder = verified_folder(spec, weights=True)
-    bidirectional = recipe.attention == "bidirectional"
     dtype = DTYPES[recipe.compute_dtype]
     if device.type == "cpu" and checkpoint.read_config(folder).get("model_type") in fast_bert.FAMILIES:
         dtype = torch.float32  # `_make_forward` compares with it before it casts
-    model = checkpoint.load_model(folder, dtype, bidirectional, recipe.trust_remote_code)
+    model = load_model(folder, dtype, recipe)
     model.to(device)
     return model
 
@@ -95,6 +131,10 @@ def _load(spec: EmbedderSpec, device: torch.device) -> transformers.PreTrainedMo
 def _check_shapes(model: transformers.PreTrainedModel, spec: EmbedderSpec, tokenizer: Tokenizer) -> None:
     table = model.get_input_embeddings()
     assert isinstance(table, torch.nn.Embedding), f"token embeddings are a table in every text model, not {type(table)}"
+    num_layers = int(model.config.num_hidden_layers)
+    for layer in spec.recipe.layers:
+        if not -num_layers - 1 <= layer <= num_layers:
+            raise InputError(f"layers: {layer} is not there: {spec.recipe.checkpoint} has {num_layers} layers")
     if tokenizer.max_id >= table.num_embeddings:
         raise InputError(
             f"{spec.recipe.checkpoint}: the tokenizer has ids up to {tokenizer.max_id}, "
@@ -103,23 +143,17 @@ def _check_shapes(model: transformers.PreTrainedModel, spec: EmbedderSpec, token
 
 
 def _make_forward(
-    model: transformers.PreTrainedModel, recipe: Recipe, device: torch.device, ids: pa.ListArray
+    model: transformers.PreTrainedModel, spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer
 ) -> PooledForward:
     """The fastest forward there is for a model; the only place that chooses."""
-    with torch.inference_mode():
-        causal = selftest.sees_no_later_token(model, ids, device)
-    if causal and recipe.attention == "bidirectional":
-        raise InputError(
-            f"attention: bidirectional has no effect on {recipe.checkpoint} ({model.config.model_type}): "
-            "its tokens still do not see later ones"
-        )
-    if causal and recipe.pooling == "cls":
-        raise InputError(
-            f"pooling: cls gives every text the same vector: the first token of {recipe.checkpoint} sees no other"
-        )
+    recipe = spec.recipe
+    causal = selftest.check_attention(model, recipe, tokenizer, device)
     dtype = DTYPES[recipe.compute_dtype]
-    if device.type == "cpu" and fast_bert.supports(model.config, recipe.pooling):
+    plain = recipe.layers == (-1,) and not any(layout.leaves_out(recipe.pool_over) for layout in tokenizer.layouts)
+    if device.type == "cpu" and plain and fast_bert.supports(model.config, recipe.pooling):
         packed = fast_bert.pack(model, recipe.pooling, dtype)
         if packed is not None:
             return packed
-    return PaddedForward(model.to(dtype), recipe.pooling, device, causal)
+    pooled_id = tokenizer.token_id(recipe.pooled_token) if recipe.pooled_token is not None else None
+    trunk = PaddedTrunk(model.to(dtype), device, causal, recipe.padding, recipe.layers)
+    return PaddedForward(trunk, recipe.pooling, pooled_id)

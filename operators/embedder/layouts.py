@@ -19,6 +19,8 @@ POOLING_OF_MODE = {
     "mean": "mean",
     "cls": "cls",
     "lasttoken": "last",
+    "weightedmean": "weighted_mean",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "last",
@@ -44,12 +46,13 @@ def read_folder(folder: Path) -> dict[str, Any]:
 def _sentence_transformers(folder: Path) -> dict[str, Any]:
     modules = read_json(folder / "modules.json")
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        other = next((kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")), None)
+    num_dense = kinds.count("Dense")
+    if kinds not in (known := ["Transformer", "Pooling", *["Dense"] * num_dense], [*known, "Normalize"]):
+        other = next((kind for kind in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize")), None)
         what = f"a {other} module" if other else f"the modules {', '.join(kinds)}"
         raise InputError(
             f"{folder} cannot be embedded with: modules.json has {what}, "
-            "and only Transformer, Pooling and then optionally Normalize are supported"
+            "and only Transformer, Pooling, any number of Dense and then optionally Normalize are supported"
         )
     transformer = folder / str(modules[0].get("path", ""))
     settings = _optional_json(transformer / "sentence_bert_config.json")
@@ -58,26 +61,29 @@ def _sentence_transformers(folder: Path) -> dict[str, Any]:
             f"{transformer}/sentence_bert_config.json has do_lower_case: true: put a Lowercase normalizer into "
             "tokenizer.json instead"
         )
-    prompts = _prompts(folder)
     return {
-        "pooling": _pooling(folder / str(modules[1]["path"]) / "config.json", prompts),
+        **_pooling(folder / str(modules[1]["path"]) / "config.json"),
+        "head": tuple(str(module["path"]) for module in modules[2 : 2 + num_dense]),
         "normalize": kinds[-1] == "Normalize",
         "max_tokens": _max_tokens(transformer, read_config(transformer), settings.get("max_seq_length")),
-        "prompts": prompts,
+        "prompts": _prompts(folder),
     }
 
 
-def _pooling(path: Path, prompts: dict[str, str]) -> str:
+def _pooling(path: Path) -> dict[str, str]:
     config = read_json(path)
     named = config.get("pooling_mode")
     modes = [named] if isinstance(named, str) else named
     if modes is None:
         modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
     if len(modes) != 1 or modes[0] not in POOLING_OF_MODE:
-        raise InputError(f"{path} asks for pooling {modes}: supported are mean, cls and lasttoken, one at a time")
-    if any(prompts.values()) and config.get("include_prompt") is False:
-        raise InputError(f"{path} has include_prompt: false: prompts that are left out of pooling are not supported")
-    return POOLING_OF_MODE[modes[0]]
+        raise InputError(
+            f"{path} asks for pooling {modes}: supported are mean, cls, lasttoken and weightedmean, one at a time"
+        )
+    fields = {"pooling": POOLING_OF_MODE[modes[0]]}
+    if config.get("include_prompt") is False:
+        fields |= {"pool_over": "after_prompt", "count_prompt": "alone"}
+    return fields
 
 
 def _prompts(folder: Path) -> dict[str, str]:

@@ -1,32 +1,27 @@
-"""How a checkpoint becomes an embedder, as data: recipes, the overrides of a job, and the resolved spec of a run.
+"""How a checkpoint becomes an embedder, as data: recipes, and what a job's config changes of them.
 
-    model: NAME | FILE.yaml | FOLDER | HUB ID  -> Recipe  + EmbedderConfig  -> EmbedderSpec
-
-The driver makes the spec and the workers load what it says. It imports neither torch nor transformers, so that a job
-that has nothing to do is over in a moment.
+model: NAME | FILE.yaml | FOLDER | HUB ID  -> Recipe  + EmbedderConfig  -> EmbedderSpec (operators.embedder.spec)
 """
 
 from __future__ import annotations
 
-import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.embedder import checkpoint, fingerprint, layouts
+from operators.embedder import checkpoint, layouts
+from operators.embedder.batching import Side
+from operators.embedder.head_files import DIMS
+from operators.embedder.readings import PoolOver
+from operators.embedder.templates import Template, TextStyle, as_tuple
 from operators.errors import InputError
 
-logger = logging.getLogger(__name__)
-
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
-Pooling = Literal["mean", "cls", "last"]
-# Part of every fingerprint: raise it when a change of the engine or tokenizing changes the vectors
-ENGINE_VERSION = 1
+Pooling = Literal["mean", "weighted_mean", "cls", "last", "token"]
 
 
 class Recipe(BaseModel):
@@ -36,17 +31,69 @@ class Recipe(BaseModel):
 
     checkpoint: str = Field(description="folder, hub id, or package:NAME/FOLDER (a folder inside a Python package)")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
-    attention: Literal["as_trained", "bidirectional"] = Field(
-        default="as_trained", description="bidirectional: let a causal model's tokens see what follows them"
+    attention: Literal["as_trained", "causal", "bidirectional"] = Field(
+        default="as_trained",
+        description="bidirectional: let a causal model's tokens see what follows them; causal: the reverse",
     )
-    pooling: Pooling = Field(description="how token states become one vector")
+    window: Literal["as_trained", "none"] = Field(
+        default="as_trained", description="none: every token sees the whole text in spite of a sliding window"
+    )
+    padding: Side = Field(
+        default="right", description="side of the padding in a batch; only code that comes with a checkpoint may mind"
+    )
+    layers: tuple[int, ...] = Field(
+        default=(-1,),
+        min_length=1,
+        description="hidden states that are pooled, averaged: 0 the embeddings, 1 the first layer's ... -1 the last's",
+    )
+    pooling: Pooling = Field(description="how token states become one vector; weighted_mean: by place in the text")
+    pool_over: PoolOver = Field(
+        default="all",
+        description="tokens that are pooled; after_prompt: without prompt and what is before it; text: its own alone",
+    )
+    pooled_token: str | None = Field(default=None, description="with pooling token: whose state it is, such as [MASK]")
+    head: tuple[str, ...] = Field(
+        default=(),
+        description="after pooling: pooler (BERT's own) or folders of Dense modules; {dims} in a name: the size",
+    )
     normalize: bool = Field(description="scale vectors to length 1")
     max_tokens: int = Field(gt=0, description="tokens read of a text, special tokens and prompt included")
-    prompts: dict[str, str] = Field(default={}, description="role (document, query, ...) -> text put before the input")
+    prompts: dict[str, str | tuple[str, ...]] = Field(
+        default={},
+        description="role (document, query, ...) -> text put before the input, or around {text}, with {task} and "
+        "{examples}; a list: one reading each, their vectors averaged",
+    )
+    join: Literal["together", "apart"] = Field(
+        default="together", description="whether prompt and text are tokenized as one string or each by itself"
+    )
+    count_prompt: Literal["boundary", "alone"] = Field(
+        default="boundary",
+        description="tokens of a prompt left out of pooling: that end in it, or of it alone (sentence-transformers)",
+    )
+    text_style: TextStyle = Field(
+        default="as_is", description='sentence: end with a full stop, and have no double quotes or "?" at the end'
+    )
+    task: str | None = Field(default=None, description="what {task} in a prompt stands for")
+    example: str | None = Field(default=None, description="how one of {examples} is written, with {its keys}")
+    examples: tuple[dict[str, str], ...] = Field(default=(), description="in-context examples, in order")
     end_token: str | None = Field(default=None, description="token put last, after truncation")
     dims: tuple[int, ...] = Field(default=(), description="Matryoshka sizes that the model was trained for")
+    default_dims: int | None = Field(
+        default=None, description="the size where embedder.dims is null; null: the largest"
+    )
     compute_dtype: ComputeDtype = Field(default="float32", description="number format of the model's arithmetic")
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the checkpoint")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if (self.pooling == "token") != (self.pooled_token is not None):
+            raise ValueError("pooling: token and pooled_token belong together")
+        for role, prompt in self.prompts.items():
+            for template in as_tuple(prompt):
+                check_template(self, Template.parse(template), f"prompts.{role}")
+        if any(DIMS in name for name in self.head) and not (self.dims and self.default_dims):
+            raise ValueError(f"a head with {DIMS} in its name needs dims and default_dims")
+        return self
 
 
 class EmbedderConfig(BaseModel):
@@ -55,9 +102,15 @@ class EmbedderConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: str = Field(default="document", description="which of the recipe's prompts to use")
-    prompt: str | None = Field(default=None, description="text put before each input, instead of the role's prompt")
+    prompt: str | tuple[str, ...] | None = Field(default=None, description="in place of the role's prompt")
+    task: str | None = Field(default=None, description="what {task} in a prompt stands for; null: the recipe's")
+    examples: tuple[dict[str, str], ...] | None = Field(
+        default=None, description="in-context examples for {examples}; null: the recipe's"
+    )
     max_tokens: int | None = Field(default=None, gt=0, description="tokens read of a text; null: the recipe's")
-    dims: int | None = Field(default=None, gt=0, description="keep the first dims of a vector (Matryoshka); null: all")
+    dims: int | None = Field(
+        default=None, gt=0, description="size of a vector (Matryoshka: its head, or the first dims); null: the recipe's"
+    )
     compute_dtype: ComputeDtype | None = Field(default=None, description="null: the recipe's")
     batch_tokens: int | None = Field(
         default=None, gt=0, description="padded tokens per batch; null: the device's default"
@@ -66,17 +119,14 @@ class EmbedderConfig(BaseModel):
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the checkpoint")
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedderSpec:
-    """Everything a worker needs to make the vectors of one run; picklable, a few hundred bytes."""
-
-    model: str  # as the user named it
-    recipe: Recipe  # with the overrides applied, and a hub id's revision resolved to a commit
-    prompt: str  # the text put before every input
-    dim: int  # width of the vectors
-    weights_digest: str
-    tokenizer_digest: str
-    fingerprint: str  # sha256 hex over all that determines the vectors
+def check_template(recipe: Recipe, template: Template, key: str) -> None:
+    """Raise InputError for a template whose text could not be found again in the tokens, where that is needed."""
+    if recipe.join == "apart":
+        return
+    if template.copies == 2:
+        raise InputError(f"{key} has {{text}} twice, which needs join: apart")
+    if template.suffix and recipe.pool_over == "text":
+        raise InputError(f"{key} has text after {{text}}: pool_over: text then needs join: apart")
 
 
 def load_recipe(model: str, recipes_dir: Path) -> Recipe:
@@ -100,62 +150,6 @@ def load_recipe(model: str, recipes_dir: Path) -> Recipe:
     )
 
 
-def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> EmbedderSpec:
-    """Resolve a recipe with a job's overrides, checking all that can be checked without loading the model."""
-    recipe = load_recipe(model, recipes_dir)
-    folder = checkpoint.locate(recipe.checkpoint, recipe.revision, weights=False)
-    model_config = checkpoint.read_config(folder)
-    commit = checkpoint.hub_commit(folder) if _on_hub(recipe.checkpoint) else None
-    recipe = recipe.model_copy(
-        update={
-            "max_tokens": config.max_tokens or recipe.max_tokens,
-            "compute_dtype": config.compute_dtype or recipe.compute_dtype,
-            "trust_remote_code": recipe.trust_remote_code or config.trust_remote_code,
-            "revision": commit,
-        }
-    )
-    limit = checkpoint.position_limit(model_config)
-    if limit and recipe.max_tokens > limit:
-        raise InputError(f"max_tokens {recipe.max_tokens} is more than the {limit} positions of {recipe.checkpoint}")
-    checkpoint.check_remote_code(folder, model_config, recipe.trust_remote_code)
-    prompt = _prompt(recipe, config)
-    dim = _dim(recipe, config.dims, checkpoint.hidden_size(folder, model_config))
-    weights = f"{recipe.checkpoint}@{commit}" if commit else weights_digest(folder)
-    tokenizer = fingerprint.tokenizer_digest(folder)
-    facts = {
-        "engine": ENGINE_VERSION,
-        "weights": weights,
-        "tokenizer": tokenizer,
-        "prompt": prompt,
-        "dim": dim,
-        **recipe.model_dump(include={"attention", "pooling", "normalize", "max_tokens", "end_token", "compute_dtype"}),
-    }
-    return EmbedderSpec(model, recipe, prompt, dim, weights, tokenizer, fingerprint.mapping_digest(facts))
-
-
-def weights_digest(folder: Path) -> str:
-    """The digest of the files that determine a checkpoint's forward pass."""
-    return fingerprint.files_digest([folder / "config.json", *checkpoint.weight_files(folder), *folder.glob("*.py")])
-
-
-def verified_folder(spec: EmbedderSpec, weights: bool) -> Path:
-    """The checkpoint on this machine, after checking that it holds the files that the spec was made from."""
-    folder = checkpoint.locate(spec.recipe.checkpoint, spec.recipe.revision, weights)
-    same = fingerprint.tokenizer_digest(folder) == spec.tokenizer_digest
-    if weights and not _on_hub(spec.recipe.checkpoint):
-        same = same and weights_digest(folder) == spec.weights_digest
-    if not same:
-        raise InputError(
-            f"the checkpoint {folder} on this machine is not the one that the run was planned with: "
-            "its files changed since, or differ from the driver's; start the job again with one copy everywhere"
-        )
-    return folder
-
-
-def _on_hub(name: str) -> bool:
-    return checkpoint.is_hub_id(name) and not Path(name).expanduser().is_dir()
-
-
 def _recipe_file(path: Path) -> Recipe:
     if not path.is_file():
         raise InputError(f"recipe file {path} does not exist")
@@ -173,33 +167,9 @@ def _recipe_file(path: Path) -> Recipe:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"recipe {path}: key {key!r}: {first['msg']}, got {first['input']!r}") from error
+        where = f"key {key!r}: {first['msg']}, got {first['input']!r}" if key else first["msg"]
+        raise InputError(f"recipe {path}: {where}") from error
 
 
 def _folder_recipe(name: str, folder: Path) -> Recipe:
     return Recipe(checkpoint=name, **layouts.read_folder(folder))
-
-
-def _prompt(recipe: Recipe, config: EmbedderConfig) -> str:
-    if config.prompt is not None:
-        return config.prompt
-    if config.role in recipe.prompts:
-        return recipe.prompts[config.role]
-    if config.role in layouts.ROLE_ALIASES:  # a model without prompts takes documents and queries as they are
-        return ""
-    roles = ", ".join(sorted({*recipe.prompts, *layouts.ROLE_ALIASES}))
-    raise InputError(f"embedder.role {config.role!r} has no prompt in the recipe: its roles are {roles}")
-
-
-def _dim(recipe: Recipe, wanted: int | None, hidden: int) -> int:
-    if wanted is None or wanted == hidden:
-        return hidden
-    if wanted > hidden:
-        raise InputError(f"embedder.dims {wanted} is more than the {hidden} dimensions of {recipe.checkpoint}")
-    if recipe.dims and wanted not in recipe.dims:
-        raise InputError(f"embedder.dims {wanted} is not one of the sizes the model was trained for: {recipe.dims}")
-    if not recipe.dims:
-        logger.warning(
-            "the recipe offers no smaller sizes: cutting %s to %d may cost quality", recipe.checkpoint, wanted
-        )
-    return wanted

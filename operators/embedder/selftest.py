@@ -15,6 +15,10 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from operators.embedder import readings
+from operators.embedder.recipe import Recipe
+from operators.embedder.spec import EmbedderSpec
+from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,11 +42,44 @@ def texts() -> pa.StringArray:
     return pa.array(TEXTS, pa.string())
 
 
-def check(embedder: Embedder, ids: pa.ListArray, end_id: int | None) -> None:
+def check_tokens(tokenizer: Tokenizer, spec: EmbedderSpec) -> None:
+    """Raise InputError unless what stands after a text survives in every reading, also where the text is too long."""
+    long = TEXTS[1] * (1 + tokenizer.max_text_tokens // 50)
+    rows = tokenizer(pa.array([*TEXTS, long])).input_ids
+    num_readings = len(tokenizer.readings)
+    for index, ids in enumerate(readings.split(rows, num_readings).to_pylist()):
+        if len(ids) > spec.recipe.max_tokens:
+            raise InputError(f"{spec.model}: self-test: a text has {len(ids)} tokens, more than max_tokens")
+        if tokenizer.end_id is not None and ids[-1] != tokenizer.end_id:
+            raise InputError(f"{spec.model}: self-test: a text does not end with the recipe's end_token")
+        tail = tokenizer.readings[index % num_readings].tail
+        if ids[len(ids) - len(tail) :] != tail:
+            raise InputError(f"{spec.model}: self-test: a prompt's text after {{text}} is lost or torn apart")
+
+
+def check_attention(
+    model: transformers.PreTrainedModel, recipe: Recipe, tokenizer: Tokenizer, device: torch.device
+) -> bool:
+    """Whether the model is causal; raises InputError where that is not what the recipe states or needs."""
+    ids = readings.split(tokenizer(texts()).input_ids, len(tokenizer.readings))
+    with torch.inference_mode():
+        causal = sees_no_later_token(model, ids, device)
+    if recipe.attention != "as_trained" and causal != (recipe.attention == "causal"):
+        seen = "do not see" if causal else "see"
+        raise InputError(
+            f"attention: {recipe.attention} has no effect on {recipe.checkpoint} ({model.config.model_type}): "
+            f"its tokens still {seen} later ones"
+        )
+    if causal and recipe.pooling == "cls":
+        raise InputError(
+            f"pooling: cls gives every text the same vector: the first token of {recipe.checkpoint} sees no other"
+        )
+    return causal
+
+
+def check(embedder: Embedder, ids: pa.ListArray) -> None:
     """Raise InputError naming the fault unless `embedder` gives the known texts (token ids) the vectors it should."""
     name = f"{embedder.spec.model} on {embedder.device.type}"
-    if end_id is not None and any(row[-1].as_py() != end_id for row in ids):
-        raise InputError(f"{name}: self-test: a text does not end with the recipe's end_token")
     together = embedder(ids)
     values_ND = together.values_ND
     if not together.finite_N.all():

@@ -1,12 +1,11 @@
-"""Texts to token ids, Arrow in and Arrow out, at a cost that follows what is kept and not what is given.
-
-A long text is cut to a prefix before it is tokenized, and the prefix's tokens are used only where they are sure to be
-those of the whole text; otherwise a longer prefix is tried, up to the whole. They are sure up to the last word (in the
-tokenizer's own sense) of a prefix that ends at the end of a word, less a margin of MARGIN_TOKENS: every tokenizer
-works word by word, and looks at most a few characters over a word's end. Text without such ends is tokenized whole.
+"""Texts to token ids, Arrow in and Arrow out: the recipe's templates around a text, cut to fit, and its end token.
 
 Special tokens and the recipe's end token are put around the kept ids here, with numpy: transformers >= 5 ignores
-`add_eos_token`, and a token that is part of the text is lost to truncation.
+`add_eos_token`, and a token that is part of the text is lost to truncation. Of a text that is too long only text is
+lost: the prompt before it, what follows it, special and end tokens always survive.
+
+Templates and text are tokenized as one string (`join: together`) or piece by piece (`join: apart`), as the recipe's
+authors do it: at the seams the tokens differ.
 
 Shapes: N rows, T tokens of all rows, K kept tokens of the texts alone.
 """
@@ -14,37 +13,55 @@ Shapes: N rows, T tokens of all rows, K kept tokens of the texts alone.
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import tokenizers
 from numpy.typing import NDArray
 
-from operators.embedder.recipe import EmbedderSpec, verified_folder
+from operators.embedder import readings
+from operators.embedder.readings import Layout
+from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.templates import Template, prepared
+from operators.embedder.truncating import Kept, kept_after, kept_between, word_end
 from operators.errors import InputError
 
-MARGIN_TOKENS = 32
-CHARS_PER_TOKEN = 6  # of the first prefix; English prose has 4.5, so nearly all texts need no second one
-GROWTH = 4  # of a prefix that was too short
-SEARCH_CHARS = 256  # how far back from a prefix's end the end of a word is looked for
 ROWS_PER_CALL = 1024  # bounds the tokenizers library's working memory (65 bytes a token)
 PIECE_CHARS = 1 << 17  # a document is tokenized for chunking in pieces of this size, which bounds memory too
-
-END_BEFORE_BLANK = re.compile(r"\S(?=\s)")
-END_OF_WORD = re.compile(r"\w(?=\W)")
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """The token ids of N texts, as the model reads them."""
 
-    input_ids: pa.ListArray  # list<int32>
+    input_ids: pa.ListArray  # list<int32>; a row with several readings has operators.embedder.readings.SEPARATOR in it
     num_tokens: pa.Int32Array
     truncated: pa.BooleanArray
     lost_tokens: int  # cut off; exact where whole texts were tokenized, else estimated from the prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How one template is tokenized around a text."""
+
+    template: Template
+    apart: bool
+    layout: Layout
+    keep: int  # ids that fit: of the text alone where it is tokenized apart, else of it and the template
+    max_text_tokens: int
+    before: list[int]  # ids put before what is tokenized
+    between: list[int]
+    after: list[int]
+    tail: list[int]  # the ids that every row ends with, whatever its text
+
+    def kept(self, backend: tokenizers.Tokenizer, texts: pa.StringArray) -> Kept:
+        """The ids of texts, and of the template where it is tokenized with them."""
+        if self.apart:
+            return kept_after(backend, texts, "", self.keep)
+        if not self.template.suffix:
+            return kept_after(backend, texts, self.template.prefix, self.keep)
+        return kept_between(backend, texts, self.template.prefix, self.template.suffix, self.keep)
 
 
 class Tokenizer:
@@ -52,48 +69,112 @@ class Tokenizer:
 
     def __init__(self, spec: EmbedderSpec) -> None:
         self._backend = _load_backend(spec)
-        recipe = spec.recipe
-        self._prompt = spec.prompt
+        self._recipe = recipe = spec.recipe
         self._first, self._last = _special_ids(self._backend)
+        self._own_last = len(self._last)
         self.end_id = self._backend.token_to_id(recipe.end_token) if recipe.end_token is not None else None
         """The id that every row ends with; None where the recipe promises none."""
         if recipe.end_token is not None and self.end_id is None:
             raise InputError(f"end_token {recipe.end_token!r} is not in the vocabulary of {recipe.checkpoint}")
         if self.end_id is not None and self._last[-1:] != [self.end_id]:
             self._last = [*self._last, self.end_id]
-        self._max_content_tokens = recipe.max_tokens - len(self._first) - len(self._last)
-        prompt_tokens = len(self._backend.encode(self._prompt, add_special_tokens=False))
-        self.max_text_tokens = self._max_content_tokens - prompt_tokens
+        self.readings = tuple(self._reading(template) for template in spec.templates)
+        self.max_text_tokens = min(reading.max_text_tokens for reading in self.readings)
         """How many tokens of a text itself fit, beside special tokens and the prompt."""
-        if self.max_text_tokens < 1:
-            raise InputError(
-                f"max_tokens {recipe.max_tokens} leaves no room for text: the prompt takes {prompt_tokens} and "
-                f"special tokens {len(self._first) + len(self._last)}"
-            )
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Where the text is in each reading of a row."""
+        return tuple(reading.layout for reading in self.readings)
 
     @property
     def max_id(self) -> int:
         """The largest id that can come out."""
         return max(self._backend.get_vocab(with_added_tokens=True).values())
 
+    def token_id(self, token: str) -> int:
+        """The id of a token; raises InputError where the vocabulary has none."""
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise InputError(f"token {token!r} is not in the vocabulary of {self._recipe.checkpoint}")
+        return int(found)
+
     def __call__(self, texts: pa.StringArray) -> Tokens:
         """Token ids of texts (no nulls), truncated to the recipe's max_tokens; an empty array gives empty columns."""
+        if self._recipe.text_style != "as_is":
+            style = self._recipe.text_style
+            texts = pa.array([prepared(text, style) for text in texts.to_pylist()], texts.type)
+        columns, lost_RN = [], np.zeros((len(self.readings), len(texts)), np.int64)
+        for index, reading in enumerate(self.readings):
+            column, lost_RN[index] = self._read(texts, reading)
+            columns.append(column)
+        num_tokens_N = np.sum([np.diff(column.offsets.to_numpy()) for column in columns], axis=0, dtype=np.int32)
+        lost_N = lost_RN.max(axis=0)
+        return Tokens(readings.join(columns), pa.array(num_tokens_N), pa.array(lost_N > 0), int(lost_N.sum()))
+
+    def _read(self, texts: pa.StringArray, reading: Reading) -> tuple[pa.ListArray, NDArray[np.int64]]:
+        """The token ids of each text in one reading, and how many of its tokens were lost."""
         contents: list[list[int]] = []
         totals: list[int] = []
         for start in range(0, len(texts), ROWS_PER_CALL):
-            ids, num_tokens = self._contents(texts.slice(start, ROWS_PER_CALL))
+            ids, num_tokens = reading.kept(self._backend, texts.slice(start, ROWS_PER_CALL))
             contents += ids
             totals += num_tokens
         kept_N = np.fromiter(map(len, contents), np.int64, len(contents))
-        total_N = np.array(totals, dtype=np.int64)
+        lost_N = np.array(totals, dtype=np.int64) - kept_N
+        if reading.layout.copies == 2:
+            contents = [[*ids, *reading.between, *ids] for ids in contents]
+            kept_N = 2 * kept_N + len(reading.between)
         ids_K = np.fromiter(itertools.chain.from_iterable(contents), np.int32, int(kept_N.sum()))
-        input_ids = _with_specials(ids_K, kept_N, self._first, self._last)
-        return Tokens(
-            input_ids,
-            pa.array(np.diff(input_ids.offsets.to_numpy()), pa.int32()),
-            pa.array(total_N > kept_N),
-            int((total_N - kept_N).sum()),
+        return _with_specials(ids_K, kept_N, reading.before, reading.after), lost_N
+
+    def _reading(self, template: Template) -> Reading:
+        recipe = self._recipe
+        apart = recipe.join == "apart"
+        prefix, between, suffix = (
+            self._ids(piece) for piece in (template.prefix, template.between or "", template.suffix)
         )
+        content = recipe.max_tokens - len(self._first) - len(self._last)
+        max_text_tokens = (content - len(prefix) - len(between) - len(suffix)) // template.copies
+        if max_text_tokens < 1:
+            raise InputError(
+                f"max_tokens {recipe.max_tokens} leaves no room for text: the prompt takes "
+                f"{len(prefix) + len(between) + len(suffix)} and special tokens {len(self._first) + len(self._last)}"
+            )
+        layout = Layout(
+            len(self._first),
+            len(prefix) if apart else self._prefix_tokens(template.prefix),
+            len(suffix),
+            len(self._last),
+            len(between),
+            template.copies,
+        )
+        return Reading(
+            template,
+            apart,
+            layout,
+            max_text_tokens if apart else content,
+            max_text_tokens,
+            [*self._first, *prefix] if apart else self._first,
+            between,
+            [*suffix, *self._last] if apart else self._last,
+            [*(suffix if apart else self._sure_suffix(template)), *self._last],
+        )
+
+    def _prefix_tokens(self, prefix: str) -> int:
+        """How many tokens of a prompt that is tokenized with the text are left out with it."""
+        if self._recipe.count_prompt == "alone":  # as sentence-transformers: all but the last of its special tokens
+            return len(self._ids(prefix)) + max(0, self._own_last - 1) if prefix else 0
+        return len(self._ids(prefix.rstrip(" ")))  # a blank at its end becomes part of the text's first token
+
+    def _sure_suffix(self, template: Template) -> list[int]:
+        """The ids of the suffix that do not depend on the text, from the second character on."""
+        encoding = self._backend.encode(f"{template.prefix}a{template.suffix}", add_special_tokens=False)
+        seam = len(template.prefix) + 1
+        return [token for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True) if start > seam]
+
+    def _ids(self, piece: str) -> list[int]:
+        return list(self._backend.encode(piece, add_special_tokens=False).ids)
 
     def encode_with_offsets(self, text: str) -> NDArray[np.int64]:
         """Character offsets (start, end) of the text's own tokens, shape (T, 2): no specials, prompt or truncation.
@@ -105,77 +186,11 @@ class Tokenizer:
         while start < len(text):
             end = start + PIECE_CHARS
             if end < len(text):
-                end = _word_end(text, end)[0] or end
+                end = word_end(text, end)[0] or end
             encoding = self._backend.encode(text[start:end], add_special_tokens=False)
             pieces.append(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start)
             start = end
         return np.concatenate(pieces) if pieces else np.empty((0, 2), np.int64)
-
-    def _contents(self, texts: pa.StringArray) -> tuple[list[list[int]], list[int]]:
-        """The kept ids of each text with its prompt, and how many there were in all."""
-        keep = self._max_content_tokens
-        contents: list[list[int]] = [[]] * len(texts)
-        totals = [0] * len(texts)
-        num_bytes_N = pc.binary_length(texts).to_numpy(zero_copy_only=False)
-        rows: list[int] | range = range(len(texts))
-        limit = CHARS_PER_TOKEN * (keep + MARGIN_TOKENS)
-        while rows:
-            prefixes = pc.utf8_slice_codeunits(texts.take(pa.array(rows, pa.int64())), 0, limit + 1).to_pylist()
-            whole = [(row, text) for row, text in zip(rows, prefixes, strict=True) if len(text) <= limit]
-            encodings = self._backend.encode_batch_fast(
-                [self._prompt + text for _, text in whole], add_special_tokens=False
-            )
-            for (row, _), encoding in zip(whole, encodings, strict=True):
-                ids = encoding.ids
-                contents[row], totals[row] = ids[:keep], len(ids)
-            cut = [(row, text) for row, text in zip(rows, prefixes, strict=True) if len(text) > limit]
-            rows = []
-            for (row, text), found in zip(cut, self._prefix_tokens([text for _, text in cut]), strict=True):
-                if found is None:
-                    rows.append(row)
-                    continue
-                contents[row], num_tokens, num_chars = found
-                prefix_bytes = len(text[:num_chars].encode())
-                totals[row] = max(keep + 1, round(num_tokens * num_bytes_N[row] / prefix_bytes))
-            limit *= GROWTH
-        return contents, totals
-
-    def _prefix_tokens(self, texts: list[str]) -> list[tuple[list[int], int, int] | None]:
-        """For each cut text: kept ids, tokens and characters of what was tokenized; None where they are not sure."""
-        ends = [_word_end(text, len(text) - 1) for text in texts]
-        encodings = self._backend.encode_batch(
-            [self._prompt + text[:end] for text, (end, _) in zip(texts, ends, strict=True)], add_special_tokens=False
-        )
-        keep = self._max_content_tokens
-        return [
-            (encoding.ids[:keep], len(encoding), end) if _sure_tokens(encoding, before_blank) >= keep else None
-            for encoding, (end, before_blank) in zip(encodings, ends, strict=True)
-        ]
-
-
-def _word_end(text: str, limit: int) -> tuple[int, bool]:
-    """The last end of a word at or before `limit`, and whether a blank follows it; (0, False) where none is near."""
-    start = max(0, limit - SEARCH_CHARS)
-    window = text[start : limit + 1]
-    for pattern, before_blank in ((END_BEFORE_BLANK, True), (END_OF_WORD, False)):
-        ends = [match.end() for match in pattern.finditer(window)]
-        if ends:
-            return start + ends[-1], before_blank
-    return 0, False
-
-
-def _sure_tokens(encoding: tokenizers.Encoding, before_blank: bool) -> int:
-    """How many of a prefix's first tokens are those of the whole text."""
-    num_tokens = len(encoding)
-    last_word = encoding.token_to_word(num_tokens - 1) if num_tokens else None
-    if last_word is None:
-        return 0
-    if last_word > 0:
-        tokens = encoding.word_to_tokens(last_word)
-        return tokens[0] - MARGIN_TOKENS if tokens else 0
-    # One word: a tokenizer that splits nothing beforehand (Llama 2, Gemma). No piece of its vocabulary goes from a
-    # letter over a blank, so it is sure up to a blank, and nothing is where there was none.
-    return num_tokens - MARGIN_TOKENS if before_blank else 0
 
 
 def _with_specials(

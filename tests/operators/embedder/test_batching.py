@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.embedder import batching
-from operators.embedder.recipe import EmbedderConfig, embedder_spec
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.spec import embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from operators.embedder.checkpoint import load_model
+from operators.embedder.loading import load_model
+from operators.embedder.recipe import Recipe
 from operators.errors import InputError
 from tests import checkpoints
 
@@ -19,7 +20,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return load_model(folder, dtype, bidirectional=False, trust_remote_code=False)
+    return load_model(folder, dtype, Recipe(checkpoint=str(folder), pooling="mean", normalize=True, max_tokens=9))
 
 
 def edit_weights(folder: Path, edit: Callable[[Weights], Weights]) -> None:

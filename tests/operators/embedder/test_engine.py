@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from operators.embedder.engine import Embedder
 from operators.embedder.flops import Flops
-from operators.embedder.recipe import EmbedderConfig, EmbedderSpec, embedder_spec
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 from tests import checkpoints
@@ -129,6 +130,85 @@ def test_bidirectional_differs_from_as_trained(tmp_path: Path) -> None:
     checkpoints.tiny_decoder(tmp_path)
     vectors = [embed_with(write_recipe(tmp_path, attention=mode), TEXTS) for mode in ("as_trained", "bidirectional")]
     assert cosines(*vectors).min() < 0.99
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last"])
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_prompts_in_pooling_are_those_of_sentence_transformers(
+    tmp_path: Path, pooling: str, include_prompt: bool
+) -> None:
+    checkpoints.tiny_decoder(tmp_path, kind="qwen2")
+    prompts = {"query": "one question: "}
+    checkpoints.sentence_transformers_layout(tmp_path, 32, pooling, True, 64, prompts)
+    path = tmp_path / "1_Pooling" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "include_prompt": include_prompt}))
+    model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    expected_ND = model.encode(TEXTS, prompt_name="query", convert_to_numpy=True)
+    np.testing.assert_allclose(embed_with(str(tmp_path), TEXTS, role="query"), expected_ND, atol=2e-5)
+    expected_ND = model.encode(TEXTS, convert_to_numpy=True)
+    np.testing.assert_allclose(embed_with(str(tmp_path), TEXTS), expected_ND, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "activation", "bias"),
+    [("tanh", torch.nn.Tanh(), True), ("identity", torch.nn.Identity(), False), ("gelu", torch.nn.GELU(), True)],
+)
+def test_dense_modules_are_those_of_sentence_transformers(
+    tmp_path: Path, name: str, activation: torch.nn.Module, bias: bool
+) -> None:
+    folder = checkpoints.tiny_bert(tmp_path)
+    checkpoints.save_dense(folder / "2_Dense", (32, 48), activation, bias, seed=1)
+    checkpoints.save_dense(folder / "3_Dense", (48, 8), torch.nn.Identity(), not bias, seed=2)
+    checkpoints.sentence_transformers_layout(tmp_path, 32, "mean", True, 64, dense=["2_Dense", "3_Dense"])
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    expected_ND = model.encode(TEXTS, convert_to_numpy=True)
+    assert expected_ND.shape == (len(TEXTS), 8)
+    np.testing.assert_allclose(embed_with(str(folder), TEXTS), expected_ND, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3"])
+def test_a_window_is_kept_or_lifted(tmp_path: Path, kind: Literal["mistral", "gemma3"]) -> None:
+    checkpoints.tiny_decoder(tmp_path, kind=kind, sliding_window=8, max_tokens=64)
+    (tmp_path / "open").mkdir()
+    checkpoints.tiny_decoder(tmp_path / "open", kind=kind, sliding_window=None if kind == "mistral" else 64)
+    for window, folder in (("as_trained", tmp_path), ("none", tmp_path / "open")):
+        spec = embedder_spec(write_recipe(tmp_path, window=window, normalize=False), config_of(), RECIPES)
+        rows = Tokenizer(spec)(pa.array(TEXTS)).input_ids.to_pylist()
+        expected_ND = torch.stack([own.mean(0) for own in states_alone(folder, rows)]).numpy()
+        np.testing.assert_allclose(embed(spec, TEXTS), expected_ND, atol=5e-5)
+
+
+def test_a_window_that_is_not_there_cannot_be_lifted(tmp_path: Path) -> None:
+    checkpoints.tiny_decoder(tmp_path, kind="llama")
+    with pytest.raises(InputError, match=r"window: none has no effect: .* has no sliding window"):
+        embed_with(write_recipe(tmp_path, window="none"), TEXTS)
+
+
+def test_layers_are_averaged(tmp_path: Path) -> None:
+    checkpoints.tiny_decoder(tmp_path, layers=3)
+    spec = embedder_spec(write_recipe(tmp_path, layers=[1, -2], normalize=False), config_of(), RECIPES)
+    rows = Tokenizer(spec)(pa.array(TEXTS)).input_ids.to_pylist()
+    model = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        hidden = [model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states for row in rows]
+    expected_ND = torch.stack([((own[1] + own[2]) / 2)[0].mean(0) for own in hidden]).numpy()
+    np.testing.assert_allclose(embed(spec, TEXTS), expected_ND, atol=5e-5)
+
+
+def test_a_layer_that_is_not_there(tmp_path: Path) -> None:
+    checkpoints.tiny_decoder(tmp_path, layers=3)
+    with pytest.raises(InputError, match=r"layers: 4 is not there: .* has 3 layers"):
+        embed_with(write_recipe(tmp_path, layers=[4]), TEXTS)
+
+
+def test_several_prompts_are_averaged(tmp_path: Path) -> None:
+    folder = checkpoints.tiny_bert(tmp_path)
+    prompts = ["the ", "", 'a "{text}" way']
+    alone = [
+        embed_with(write_recipe(folder, prompts={"document": prompt}, normalize=False), TEXTS) for prompt in prompts
+    ]
+    together_ND = embed_with(write_recipe(folder, prompts={"document": prompts}, normalize=False), TEXTS)
+    np.testing.assert_allclose(together_ND, np.mean(alone, axis=0), atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ import sentence_transformers
 import yaml
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from operators.embedder.recipe import EmbedderConfig, EmbedderSpec, Recipe, embedder_spec, load_recipe, verified_folder
+from operators.embedder.recipe import EmbedderConfig, Recipe, load_recipe
+from operators.embedder.spec import EmbedderSpec, embedder_spec, templates_of, verified_folder
+from operators.embedder.templates import Template
 from operators.errors import InputError
 from tests import checkpoints
 
@@ -40,7 +42,8 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
     assert "minilm" in names
     for name in names:
         recipe = load_recipe(name, RECIPES)
-        assert (recipe.end_token is not None) == (recipe.pooling == "last")
+        for role in {"document", "query", *recipe.prompts}:
+            assert templates_of(recipe, EmbedderConfig(role=role))
 
 
 def test_minilm_recipe_is_what_the_checkpoint_says() -> None:
@@ -103,9 +106,8 @@ def test_weights_in_a_folder_of_their_own(bert: Path, tmp_path: Path) -> None:
 def test_default_prompt_is_for_roles_without_one(bert: Path) -> None:
     settings = {"prompts": {"passage": "p: ", "sts": "s: "}, "default_prompt_name": "sts"}
     (bert / "config_sentence_transformers.json").write_text(json.dumps(settings))
-    assert spec_of(bert).prompt == "p: "
-    assert spec_of(bert, role="query").prompt == "s: "
-    assert spec_of(bert, role="sts").prompt == "s: "
+    assert spec_of(bert).templates == (Template("p: ", ""),)
+    assert spec_of(bert, role="query").templates == spec_of(bert, role="sts").templates == (Template("s: ", ""),)
 
 
 def test_plain_hugging_face_folder_is_assumed_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -126,7 +128,8 @@ def test_roberta_positions_begin_after_padding(tmp_path: Path) -> None:
 
 def test_overrides(bert: Path) -> None:
     spec = spec_of(bert, max_tokens=12, compute_dtype="bfloat16", dims=8, prompt="note: ", trust_remote_code=True)
-    assert (spec.recipe.max_tokens, spec.recipe.compute_dtype, spec.dim, spec.prompt) == (12, "bfloat16", 8, "note: ")
+    assert (spec.recipe.max_tokens, spec.recipe.compute_dtype, spec.dim) == (12, "bfloat16", 8)
+    assert spec.templates == (Template("note: ", ""),)
     assert spec.recipe.trust_remote_code
     assert pickle.loads(pickle.dumps(spec)) == spec
 
@@ -159,7 +162,7 @@ def test_fingerprint_follows_the_files_and_a_worker_notices(bert: Path, name: st
 
 def test_the_driver_imports_no_torch() -> None:
     code = (
-        "import sys; from pathlib import Path; from operators.embedder.recipe import *\n"
+        "import sys; from pathlib import Path; from operators.embedder.spec import *\n"
         f"embedder_spec('minilm', EmbedderConfig(), Path({str(RECIPES)!r}))\n"
         "sys.exit(bool({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
     )
@@ -239,14 +242,14 @@ def test_dims_that_the_model_was_not_trained_for(bert: Path, tmp_path: Path) -> 
 
 def edit_modules(folder: Path) -> None:
     modules = json.loads((folder / "modules.json").read_text())
-    modules.insert(2, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+    modules.insert(2, {"path": "2_LayerNorm", "type": "sentence_transformers.models.LayerNorm"})
     (folder / "modules.json").write_text(json.dumps(modules))
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (edit_modules, "modules.json has a Dense module"),
+        (edit_modules, "modules.json has a LayerNorm module"),
         (lambda folder: (folder / "config.json").unlink(), "is not a checkpoint: it has no config.json"),
         (
             lambda folder: (folder / "config.json").write_text("{"),
@@ -254,7 +257,7 @@ def edit_modules(folder: Path) -> None:
         ),
         (
             lambda folder: edit_json(folder / "1_Pooling" / "config.json", pooling_mode_max_tokens=True),
-            "asks for pooling .*max_tokens.*: supported are mean, cls and lasttoken",
+            "asks for pooling .*max_tokens.*: supported are mean, cls, lasttoken and weightedmean",
         ),
         (
             lambda folder: edit_json(folder / "sentence_bert_config.json", do_lower_case=True),
@@ -287,11 +290,10 @@ def test_folders_that_are_refused_by_the_driver(bert: Path, spoil: Any, message:
         spec_of(bert)
 
 
-def test_prompts_left_out_of_pooling_are_refused(bert: Path) -> None:
-    (bert / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "q: "}}))
+def test_prompts_left_out_of_pooling(bert: Path) -> None:
     edit_json(bert / "1_Pooling" / "config.json", include_prompt=False)
-    with pytest.raises(InputError, match="include_prompt: false"):
-        spec_of(bert)
+    recipe = load_recipe(str(bert), RECIPES)
+    assert (recipe.pool_over, recipe.count_prompt) == ("after_prompt", "alone")
 
 
 @pytest.mark.parametrize(

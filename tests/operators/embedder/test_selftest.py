@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from operators.embedder import selftest
 from operators.embedder.engine import Embedder
-from operators.embedder.recipe import EmbedderConfig, embedder_spec
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.spec import embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors
 from operators.errors import InputError
@@ -104,17 +105,19 @@ def all_alike(values_ND: NDArray[np.float32]) -> NDArray[np.float32]:
 def test_each_fault_is_named(tmp_path: Path, spoil: Spoil, when: Callable[[pa.ListArray], bool], message: str) -> None:
     sound = load(checkpoints.tiny_bert(tmp_path))
     ids = Tokenizer(sound.spec)(selftest.texts()).input_ids
-    selftest.check(sound, ids, end_id=3)
+    selftest.check(sound, ids)
     spoiled: Any = SpoiledEmbedder(sound, spoil, when)
     with pytest.raises(InputError, match=f"recipe.yaml on cpu: self-test: .*{message}"):
-        selftest.check(spoiled, ids, end_id=3)
+        selftest.check(spoiled, ids)
 
 
 def test_a_missing_end_token_is_named(tmp_path: Path) -> None:
     sound = load(checkpoints.tiny_bert(tmp_path))
-    ids = Tokenizer(sound.spec)(selftest.texts()).input_ids
+    tokenizer = Tokenizer(sound.spec)
+    selftest.check_tokens(tokenizer, sound.spec)
+    tokenizer.end_id = 1
     with pytest.raises(InputError, match="does not end with the recipe's end_token"):
-        selftest.check(sound, ids, end_id=1)
+        selftest.check_tokens(tokenizer, sound.spec)
 
 
 def test_nan_weights_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from operators.embedder import fingerprint
-from operators.embedder.recipe import EmbedderSpec, Recipe
+from operators.embedder.recipe import Recipe
+from operators.embedder.spec import EmbedderSpec
+from operators.embedder.templates import Template
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 from tests import checkpoints
@@ -83,7 +86,7 @@ def pairs(folders: dict[str, Path]) -> dict[str, tuple[Tokenizer, Any]]:
 def spec_of(folder: Path, *, prompt: str = "", **fields: Any) -> EmbedderSpec:
     given_fields = {"pooling": "mean", "normalize": True, "max_tokens": MAX_TOKENS, **fields}
     recipe = Recipe(checkpoint=str(folder), **given_fields)
-    return EmbedderSpec("tiny", recipe, prompt, 32, "", fingerprint.tokenizer_digest(folder), "")
+    return EmbedderSpec("tiny", recipe, (Template.parse(prompt),), 32, "", fingerprint.tokenizer_digest(folder), "")
 
 
 def expected_ids(reference: Any, text: str, max_tokens: int = MAX_TOKENS) -> list[int]:
@@ -228,6 +231,94 @@ def test_prompt_is_tokenized_with_the_text(folders: dict[str, Path]) -> None:
     ]
     prompt_tokens = len(reference("one of the", add_special_tokens=False)["input_ids"])
     assert tokenizer.max_text_tokens == MAX_TOKENS - 1 - prompt_tokens
+
+
+SUFFIX = '" means in one word:"'
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=60, deadline=None)
+@given(text=TEXT)
+def test_only_the_text_is_cut_from_a_template(folders: dict[str, Path], family: str, text: str) -> None:
+    tokenizer = _wrapped(folders[family])
+    reference = tokenizer._backend
+    keep = 40 - len(tokenizer._first) - len(tokenizer._last)
+    whole = reference.encode(f'the "{text}{SUFFIX}', add_special_tokens=False).ids
+    tokens = tokenizer(pa.array([text]))
+    row = tokens.input_ids[0].as_py()
+    found = row[len(tokenizer._first) : len(row) - len(tokenizer._last)]
+    assert tokens.truncated.to_pylist() == [len(whole) > keep]
+    if len(whole) <= keep:
+        assert found == whole
+        return
+    prefixes = (f'the "{text[:end]}{SUFFIX}' for end in range(min(len(text), 4000), -1, -1))
+    assert len(found) <= keep
+    assert any(reference.encode(prefix, add_special_tokens=False).ids == found for prefix in prefixes)
+
+
+_wrapped_tokenizers: dict[Path, Tokenizer] = {}
+
+
+def _wrapped(folder: Path) -> Tokenizer:
+    if folder not in _wrapped_tokenizers:
+        _wrapped_tokenizers[folder] = Tokenizer(spec_of(folder, prompt=f'the "{{text}}{SUFFIX}', max_tokens=40))
+    return _wrapped_tokenizers[folder]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_text_in_a_template_fills_what_there_is(folders: dict[str, Path], family: str) -> None:
+    tokenizer = _wrapped(folders[family])
+    tokens = tokenizer(pa.array([checkpoints.TEXT * 2000, "the day"]))
+    assert 38 <= tokens.num_tokens[0].as_py() <= 40
+    tail = tokenizer.readings[0].tail
+    assert len(tail) > 3
+    assert all(row[-len(tail) :] == tail for row in tokens.input_ids.to_pylist())
+    whole = len(tokenizer.encode_with_offsets(checkpoints.TEXT * 2000))
+    assert tokens.lost_tokens == pytest.approx(whole, rel=0.2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pieces_are_tokenized_apart(folders: dict[str, Path], family: str) -> None:
+    prompt = "one {text} of {text}!"
+    tokenizer = Tokenizer(spec_of(folders[family], prompt=prompt, join="apart", max_tokens=30))
+    texts = ["the world", "the world " * 100]
+    reference = tokenizer._backend
+
+    def ids(piece: str) -> list[int]:
+        return list(reference.encode(piece, add_special_tokens=False).ids)
+
+    room = (30 - len(tokenizer._first) - len(tokenizer._last) - sum(map(len, map(ids, ("one ", " of ", "!"))))) // 2
+    assert tokenizer.max_text_tokens == room
+    rows = []
+    for text in texts:
+        copy = ids(text)[:room]
+        content = [*ids("one "), *copy, *ids(" of "), *copy, *ids("!")]
+        rows.append([*tokenizer._first, *content, *tokenizer._last])
+    tokens = tokenizer(pa.array(texts))
+    assert tokens.input_ids.to_pylist() == rows
+    assert tokens.truncated.to_pylist() == [False, True]
+
+
+def test_several_readings_share_a_row(folders: dict[str, Path]) -> None:
+    spec = spec_of(folders["wordpiece"])
+    prompts = ("", "the ", 'a "{text}" day')
+    several = Tokenizer(dataclasses.replace(spec, templates=tuple(map(Template.parse, prompts))))
+    single = [Tokenizer(dataclasses.replace(spec, templates=(Template.parse(prompt),))) for prompt in prompts]
+    texts = pa.array(["world", "the world " * 100, ""])
+    alone = [tokenizer(texts) for tokenizer in single]
+    tokens = several(texts)
+    expected = [[*a, -1, *b, -1, *c] for a, b, c in zip(*(found.input_ids.to_pylist() for found in alone), strict=True)]
+    assert tokens.input_ids.to_pylist() == expected
+    assert tokens.num_tokens.to_pylist() == [len(row) - 2 for row in expected]
+    assert tokens.lost_tokens == max(found.lost_tokens for found in alone)
+    assert several.max_text_tokens == min(tokenizer.max_text_tokens for tokenizer in single)
+
+
+def test_texts_are_put_as_prompts_expect_them(folders: dict[str, Path]) -> None:
+    spec = spec_of(folders["wordpiece"])
+    styled = Tokenizer(spec_of(folders["wordpiece"], text_style="sentence"))
+    found = styled(pa.array(["the day", 'a "way"?'], pa.large_string()))
+    assert found.input_ids.equals(Tokenizer(spec)(pa.array(["the day.", "a 'way'."])).input_ids)
 
 
 def test_refusals(folders: dict[str, Path]) -> None:

@@ -1,0 +1,155 @@
+"""The resolved spec of a run: a recipe with a job's overrides, checked, and the fingerprint of its vectors.
+
+The driver makes it and the workers load what it says. Neither torch nor transformers is imported, so that a job that
+has nothing to do is over in a moment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from operators.embedder import checkpoint, fingerprint, layouts
+from operators.embedder.head_files import DIMS, head_weights, head_width
+from operators.embedder.recipe import EmbedderConfig, Recipe, check_template, load_recipe
+from operators.embedder.templates import Template, as_tuple, filled, render_examples
+from operators.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Part of every fingerprint: raise it when a change of the engine or tokenizing changes the vectors
+ENGINE_VERSION = 2
+# What of a recipe does not change vectors, or is in the fingerprint in another form (digests, templates)
+_NOT_IN_FINGERPRINT = {
+    "checkpoint",
+    "revision",
+    "prompts",
+    "task",
+    "example",
+    "examples",
+    "dims",
+    "default_dims",
+    "padding",
+    "trust_remote_code",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderSpec:
+    """Everything a worker needs to make the vectors of one run; picklable, a few hundred bytes."""
+
+    model: str  # as the user named it
+    recipe: Recipe  # with the overrides applied, and a hub id's revision resolved to a commit
+    templates: tuple[Template, ...]  # the readings of every text
+    dim: int  # width of the vectors
+    weights_digest: str  # the head's included
+    tokenizer_digest: str
+    fingerprint: str  # sha256 hex over all that determines the vectors
+
+
+def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> EmbedderSpec:
+    """Resolve a recipe with a job's overrides, checking all that can be checked without loading the model."""
+    recipe = load_recipe(model, recipes_dir)
+    root = checkpoint.locate_root(recipe.checkpoint, recipe.revision, weights=False)
+    folder = checkpoint.weights_folder(root)
+    model_config = checkpoint.read_config(folder)
+    commit = checkpoint.hub_commit(folder) if _on_hub(recipe.checkpoint) else None
+    recipe = recipe.model_copy(
+        update={
+            "max_tokens": config.max_tokens or recipe.max_tokens,
+            "compute_dtype": config.compute_dtype or recipe.compute_dtype,
+            "trust_remote_code": recipe.trust_remote_code or config.trust_remote_code,
+            "revision": commit,
+            "task": config.task if config.task is not None else recipe.task,
+            "examples": config.examples if config.examples is not None else recipe.examples,
+        }
+    )
+    limit = checkpoint.position_limit(model_config)
+    if limit and recipe.max_tokens > limit:
+        raise InputError(f"max_tokens {recipe.max_tokens} is more than the {limit} positions of {recipe.checkpoint}")
+    checkpoint.check_remote_code(folder, model_config, recipe.trust_remote_code)
+    recipe, dim = _sized(recipe, config.dims, root, checkpoint.hidden_size(folder, model_config))
+    templates = templates_of(recipe, config)
+    weights = f"{recipe.checkpoint}@{commit}" if commit else weights_digest(root, recipe.head)
+    tokenizer = fingerprint.tokenizer_digest(folder)
+    facts = {
+        "engine": ENGINE_VERSION,
+        "weights": weights,
+        "tokenizer": tokenizer,
+        "templates": [dataclasses.astuple(template) for template in templates],
+        "dim": dim,
+        **recipe.model_dump(exclude=_NOT_IN_FINGERPRINT),
+    }
+    return EmbedderSpec(model, recipe, templates, dim, weights, tokenizer, fingerprint.mapping_digest(facts))
+
+
+def weights_digest(root: Path, head: tuple[str, ...]) -> str:
+    """The digest of the files that determine a checkpoint's forward pass, and of its head."""
+    folder = checkpoint.weights_folder(root)
+    trunk = fingerprint.files_digest([folder / "config.json", *checkpoint.weight_files(folder), *folder.glob("*.py")])
+    parts = [fingerprint.files_digest(files) for files in head_weights(root, head)]
+    return fingerprint.mapping_digest({"trunk": trunk, "head": parts}) if parts else trunk
+
+
+def verified_folder(spec: EmbedderSpec, weights: bool) -> Path:
+    """The checkpoint on this machine, after checking that it holds the files that the spec was made from."""
+    root = checkpoint.locate_root(spec.recipe.checkpoint, spec.recipe.revision, weights)
+    folder = checkpoint.weights_folder(root)
+    same = fingerprint.tokenizer_digest(folder) == spec.tokenizer_digest
+    if weights and not _on_hub(spec.recipe.checkpoint):
+        same = same and weights_digest(root, spec.recipe.head) == spec.weights_digest
+    if not same:
+        raise InputError(
+            f"the checkpoint {folder} on this machine is not the one that the run was planned with: "
+            "its files changed since, or differ from the driver's; start the job again with one copy everywhere"
+        )
+    return folder
+
+
+def _on_hub(name: str) -> bool:
+    return checkpoint.is_hub_id(name) and not Path(name).expanduser().is_dir()
+
+
+def templates_of(recipe: Recipe, config: EmbedderConfig) -> tuple[Template, ...]:
+    """The readings of a text in a job's role, with the recipe's task and examples filled in."""
+    examples = render_examples(recipe.example, recipe.examples, recipe.task)
+    templates = tuple(filled(prompt, recipe.task, examples) for prompt in as_tuple(_prompt(recipe, config)))
+    if not templates:
+        raise InputError("embedder.prompt is an empty list: give one or more prompts, or an empty text")
+    for template in templates:
+        check_template(recipe, template, "embedder.prompt")
+    return templates
+
+
+def _prompt(recipe: Recipe, config: EmbedderConfig) -> str | tuple[str, ...]:
+    if config.prompt is not None:
+        return config.prompt
+    if config.role in recipe.prompts:
+        return recipe.prompts[config.role]
+    if config.role in layouts.ROLE_ALIASES:  # a model without prompts takes documents and queries as they are
+        return ""
+    roles = ", ".join(sorted({*recipe.prompts, *layouts.ROLE_ALIASES}))
+    raise InputError(f"embedder.role {config.role!r} has no prompt in the recipe: its roles are {roles}")
+
+
+def _sized(recipe: Recipe, wanted: int | None, root: Path, hidden: int) -> tuple[Recipe, int]:
+    """The recipe with the head for the wanted size, and the width of its vectors."""
+    wanted = wanted or recipe.default_dims
+    if any(DIMS in name for name in recipe.head):
+        if wanted not in recipe.dims:
+            raise InputError(f"embedder.dims {wanted} is not one of the sizes that have a head: {recipe.dims}")
+        recipe = recipe.model_copy(update={"head": tuple(name.replace(DIMS, str(wanted)) for name in recipe.head)})
+    width = head_width(root, recipe.head, hidden)
+    if wanted is None or wanted == width:
+        return recipe, width
+    if wanted > width:
+        raise InputError(f"embedder.dims {wanted} is more than the {width} dimensions of {recipe.checkpoint}")
+    if recipe.dims and wanted not in recipe.dims:
+        raise InputError(f"embedder.dims {wanted} is not one of the sizes the model was trained for: {recipe.dims}")
+    if not recipe.dims:
+        logger.warning(
+            "the recipe offers no smaller sizes: cutting %s to %d may cost quality", recipe.checkpoint, wanted
+        )
+    return recipe, wanted

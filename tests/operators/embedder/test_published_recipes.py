@@ -1,0 +1,371 @@
+"""Every recipe of configs/models, on tiny random checkpoints, against an implementation of its own written here.
+
+The recipe is the repository's file, with another checkpoint, length and number format; the reference reads each text
+alone through plain transformers or sentence-transformers, after the papers and their code (docs/recipes.md). Each test
+records its largest difference, of which benchmarks/recipe_differences.py makes a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import sentence_transformers
+import torch
+import transformers
+import yaml
+from numpy.typing import NDArray
+
+from operators.embedder.engine import Embedder
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.spec import embedder_spec
+from operators.embedder.tokenizing import Tokenizer
+from tests import checkpoints
+
+RECIPES = Path(__file__).parents[3] / "configs" / "models"
+WORDS = checkpoints.WORDS
+# 1 to 90 words, in no order of length; the longest are longer than what any of the recipes here reads
+TEXTS = [" ".join(WORDS[(7 * i + j) % len(WORDS)] for j in range(1 + 37 * i % 90)) for i in range(20)]
+SHORT = [text for text in TEXTS if len(text) < 120]
+TOLERANCE = 1e-4  # in float32
+
+Record = Callable[[str, object], None]
+Vectors = NDArray[np.float32]
+
+
+def recipe_file(name: str, folder: Path, **changes: Any) -> str:
+    """The repository's recipe for a tiny checkpoint."""
+    fields = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    fields = {**fields, "checkpoint": str(folder), "max_tokens": 64, "compute_dtype": "float32", **changes}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return str(path)
+
+
+def embed(recipe: str, texts: Sequence[str], batch_tokens: int | None = None, **overrides: Any) -> Vectors:
+    spec = embedder_spec(recipe, EmbedderConfig(device="cpu", **overrides), RECIPES)
+    vectors = Embedder(spec, batch_tokens=batch_tokens, device="cpu")(Tokenizer(spec)(pa.array(list(texts))).input_ids)
+    assert vectors.finite_N.all()
+    return vectors.values_ND
+
+
+def check(
+    record: Record,
+    name: str,
+    folder: Path,
+    reference: str,
+    expected_ND: Any,
+    texts: Sequence[str] = TEXTS,
+    sides: Sequence[str] = ("right",),
+    changes: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> None:
+    """Compare a recipe with its reference: in large batches, row by row, and padded on each side."""
+    largest = 0.0
+    for side in sides:
+        path = recipe_file(name, folder, padding=side, **(changes or {}))
+        for batch_tokens in (None, 1):
+            found_ND = embed(path, texts, batch_tokens, **overrides)
+            assert found_ND.shape == np.shape(expected_ND)
+            largest = max(largest, float(np.abs(found_ND - np.asarray(expected_ND)).max()))
+    record("recipe", name)
+    record("reference", reference)
+    record("difference", largest)
+    assert largest <= TOLERANCE
+
+
+BOTH = ("right", "left")
+
+
+def unit(vectors: Any) -> Vectors:
+    """Vectors of length 1."""
+    values_ND = np.stack([np.asarray(vector) for vector in vectors])
+    return np.asarray(values_ND / np.linalg.norm(values_ND, axis=1, keepdims=True))
+
+
+def tokenizer_of(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def states(
+    folder: Path, rows: Sequence[Sequence[int]], bidirectional: bool = False, model: Any = None
+) -> list[tuple[torch.Tensor, ...]]:
+    """All hidden states of each row alone: no padding, no mask, or one in which every token sees every other."""
+    model = model or transformers.AutoModel.from_pretrained(folder).eval()
+    found = []
+    with torch.inference_mode():
+        for row in rows:
+            visible = torch.ones(1, 1, len(row), len(row), dtype=torch.bool) if bidirectional else None
+            output = model(input_ids=torch.tensor([list(row)]), attention_mask=visible, output_hidden_states=True)
+            found.append(tuple(layer[0] for layer in output.hidden_states))
+    return found
+
+
+# Encoders
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("bert-base", "bert"),
+        ("roberta-base", "roberta"),
+        ("xlm-roberta-base", "xlm-roberta"),
+        ("all-mpnet-base-v2", "mpnet"),
+        ("simcse-unsup-bert-base", "bert"),
+        ("e5-base", "bert"),
+        ("multilingual-e5-base", "xlm-roberta"),
+        ("bge-base", "bert"),
+        ("bge-m3", "xlm-roberta"),
+        ("modernbert-embed-base", "modernbert"),
+    ],
+)
+def test_encoders(tmp_path: Path, name: str, kind: Any, record_property: Record) -> None:
+    if kind == "bert":
+        checkpoints.tiny_bert(tmp_path)
+    else:
+        checkpoints.tiny_encoder(tmp_path, kind=kind)
+    fields = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    prompts = fields.get("prompts", {})
+    checkpoints.sentence_transformers_layout(tmp_path, 32, fields["pooling"], True, 64, prompts)
+    model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    for role in ("query", "document"):
+        expected_ND = model.encode(TEXTS, prompt=prompts.get(role, ""), convert_to_numpy=True)
+        check(record_property, name, tmp_path, "sentence-transformers", expected_ND, role=role)
+
+
+def test_first_and_last_layer(tmp_path: Path, record_property: Record) -> None:
+    tokenizer = tokenizer_of(checkpoints.tiny_bert(tmp_path, layers=3))
+    rows = [tokenizer(text, truncation=True, max_length=64)["input_ids"] for text in TEXTS]
+    expected = unit((own[1] + own[-1]).mean(0) / 2 for own in states(tmp_path, rows))
+    check(record_property, "bert-base-first-last", tmp_path, "SimCSE's formula, each text alone", expected)
+
+
+def test_supervised_simcse(tmp_path: Path, record_property: Record) -> None:
+    tokenizer = tokenizer_of(checkpoints.tiny_bert(tmp_path))
+    model = transformers.BertModel.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        inputs = [tokenizer(text, truncation=True, max_length=64, return_tensors="pt") for text in TEXTS]
+        expected = unit(model(**own).pooler_output[0] for own in inputs)
+    check(record_property, "simcse-sup-bert-base", tmp_path, "BertModel's pooler_output, each text alone", expected)
+
+
+# Decoders
+
+
+def instructed(folder: Path, prompt: str, text: str, end: str, max_tokens: int = 64) -> list[int]:
+    """The ids of prompt and text as one string with <s> before them, and the end token in the last place."""
+    tokenizer = tokenizer_of(folder)
+    ids = tokenizer(prompt + text)["input_ids"][: max_tokens - 1]
+    return [*ids, tokenizer.convert_tokens_to_ids(end)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "end", "query", "bidirectional"),
+    [
+        ("e5-mistral-7b", "mistral", "</s>", "Instruct: {}\nQuery: ", False),
+        ("sfr-embedding-mistral", "mistral", "</s>", "Instruct: {}\nQuery: ", False),
+        ("qwen3-embedding-0.6b", "qwen3", "<|endoftext|>", "Instruct: {}\nQuery:", False),
+        ("gte-qwen2-7b", "qwen2", "<|endoftext|>", "Instruct: {}\nQuery: ", True),
+    ],
+)
+def test_last_token(
+    tmp_path: Path, name: str, kind: Any, end: str, query: str, bidirectional: bool, record_property: Record
+) -> None:
+    checkpoints.tiny_decoder(tmp_path, kind=kind, specials=("</s>",))
+    for role, prompt in (("query", query.format("find it")), ("document", "")):
+        rows = [instructed(tmp_path, prompt, text, end) for text in TEXTS]
+        expected = unit(own[-1][-1] for own in states(tmp_path, rows, bidirectional))
+        check(
+            record_property,
+            name,
+            tmp_path,
+            "transformers, each text alone",
+            expected,
+            sides=BOTH,
+            changes={"dims": [8, 32], "task": "find it"},
+            role=role,
+        )
+
+
+@pytest.mark.parametrize("dims", [8, 32])
+def test_gecko_style(tmp_path: Path, dims: int, record_property: Record) -> None:
+    tokenizer = tokenizer_of(checkpoints.tiny_bert(tmp_path))
+    for role, prompt in (("query", "task: search result | query: "), ("document", "title: none | text: ")):
+        rows = [tokenizer(prompt + text, truncation=True, max_length=64)["input_ids"] for text in TEXTS]
+        expected = unit(own[-1].mean(0)[:dims] for own in states(tmp_path, rows))
+        check(
+            record_property,
+            "gecko-style",
+            tmp_path,
+            "mean of each text alone, cut",
+            expected,
+            changes={"dims": [8, 32]},
+            role=role,
+            dims=dims,
+        )
+
+
+def test_echo(tmp_path: Path, record_property: Record) -> None:
+    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, specials=("</s>",)))
+
+    def ids(piece: str) -> list[int]:
+        return list(tokenizer(piece, add_special_tokens=False)["input_ids"])
+
+    for role, (first, again) in {
+        "query": ("Instruct:find it,\nQuery:", "\nQuery again:"),
+        "document": ("Document:", "\nDocument again:"),
+    }.items():
+        room = (100 - 2 - len(ids(first)) - len(ids(again))) // 2
+        copies = [ids(text)[:room] for text in TEXTS]
+        assert max(map(len, copies)) == room
+        rows = [[1, *ids(first), *copy, *ids(again), *copy, *ids("</s>")] for copy in copies]
+        expected = unit(
+            own[-1][-1 - len(copy) : -1].mean(0) for own, copy in zip(states(tmp_path, rows), copies, strict=True)
+        )
+        check(
+            record_property,
+            "echo-mistral-7b",
+            tmp_path,
+            "pieces tokenized apart, second copy's mean, each text alone",
+            expected,
+            sides=BOTH,
+            changes={"task": "find it", "max_tokens": 100},
+            role=role,
+        )
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_gritlm_embeds(tmp_path: Path, role: str, record_property: Record) -> None:
+    specials = ("<|user|>", "<|embed|>", "<|assistant|>")
+    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, specials=specials, sliding_window=16))
+    instruction = "<|user|>\nfind it\n<|embed|>\n" if role == "query" else "<|embed|>\n"
+    left_out = len(tokenizer(instruction)["input_ids"])  # <s> included, as GritLM counts
+    rows = [tokenizer(instruction + text, truncation=True, max_length=64)["input_ids"] for text in TEXTS]
+    expected = unit(own[-1][left_out:].mean(0) for own in states(tmp_path, rows, bidirectional=True))
+    check(
+        record_property,
+        "gritlm-7b",
+        tmp_path,
+        "GritLM's instruction mask, each text alone",
+        expected,
+        sides=BOTH,
+        changes={"task": "find it"},
+        role=role,
+    )
+
+
+# Heads
+
+
+@pytest.mark.parametrize("dims", [None, 16, 48])
+def test_stella(tmp_path: Path, dims: int | None, record_property: Record) -> None:
+    from safetensors.torch import load_file
+
+    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, kind="qwen2"))
+    for width in (16, 48):
+        checkpoints.save_dense(tmp_path / f"2_Dense_{width}", (32, width), torch.nn.Identity(), True, seed=width)
+    head = load_file(tmp_path / f"2_Dense_{dims or 48}" / "model.safetensors")
+    prompt = "Instruct: Retrieve semantically similar text.\nQuery: "
+    rows = [tokenizer(prompt + text, truncation=True, max_length=64)["input_ids"] for text in TEXTS]
+    expected = unit(
+        own[-1].mean(0) @ head["linear.weight"].T + head["linear.bias"]
+        for own in states(tmp_path, rows, bidirectional=True)
+    )
+    check(
+        record_property,
+        "stella-1.5b",
+        tmp_path,
+        "mean and its linear layer, each text alone",
+        expected,
+        sides=BOTH,
+        changes={"dims": [16, 48], "default_dims": 48},
+        role="sts",
+        dims=dims,
+    )
+
+
+def test_embeddinggemma(tmp_path: Path, record_property: Record) -> None:
+    checkpoints.tiny_decoder(tmp_path, kind="gemma3", use_bidirectional_attention=True, sliding_window=16, layers=2)
+    checkpoints.save_dense(tmp_path / "2_Dense", (32, 128), torch.nn.Identity(), False, seed=1)
+    checkpoints.save_dense(tmp_path / "3_Dense", (128, 32), torch.nn.Identity(), False, seed=2)
+    checkpoints.sentence_transformers_layout(tmp_path, 32, "mean", True, 64, dense=["2_Dense", "3_Dense"])
+    model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    for role, prompt in (("query", "task: search result | query: "), ("document", "title: none | text: ")):
+        expected_ND = model.encode(TEXTS, prompt=prompt, convert_to_numpy=True)
+        check(
+            record_property,
+            "embeddinggemma-300m",
+            tmp_path,
+            "sentence-transformers",
+            expected_ND,
+            changes={"dims": [16, 32]},
+            role=role,
+        )
+
+
+# Prompting without training
+
+
+def sentence(text: str) -> str:
+    """What the prompting papers' code does to a sentence first."""
+    if text[-1] not in ".?\"'":
+        text += "."
+    text = text.replace('"', "'")
+    return text[:-1] + "." if text[-1] == "?" else text
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "before"),
+    [
+        (
+            "prompteol-opt-1.3b",
+            "opt",
+            'This sentence : "A jockey riding a horse." means in one word:"Equestrian".\n',
+        ),
+        ("pretended-cot", "llama", "After thinking step by step , "),
+        (
+            "knowledge-enhancement",
+            "llama",
+            "The essence of a sentence is often captured by its main subjects and actions, while descriptive terms "
+            "provide additional but less central details. With this in mind , ",
+        ),
+    ],
+)
+def test_one_word(tmp_path: Path, name: str, kind: Any, before: str, record_property: Record) -> None:
+    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, kind=kind, max_tokens=512))
+    texts = [*SHORT, "Is it?", 'He said "no"']
+    starts = "This" if name.startswith("prompteol") else "this"
+    rows = [
+        tokenizer(f'{before}{starts} sentence : "{sentence(text)}" means in one word:"')["input_ids"] for text in texts
+    ]
+    expected = np.stack([own[-1][-1] for own in states(tmp_path, rows)])
+    check(
+        record_property,
+        name,
+        tmp_path,
+        "transformers, each prompt alone",
+        expected,
+        texts,
+        sides=BOTH,
+        changes={"max_tokens": 400},
+    )
+
+
+def test_promptbert(tmp_path: Path, record_property: Record) -> None:
+    tokenizer = tokenizer_of(checkpoints.tiny_bert(tmp_path))
+    texts = [*SHORT, "Is it?", 'He said "no"']
+    rows = [tokenizer(f'This sentence : "{sentence(text)}" means [MASK] .')["input_ids"] for text in texts]
+    expected = np.stack([own[-1][row.index(4)] for own, row in zip(states(tmp_path, rows), rows, strict=True)])
+    check(
+        record_property,
+        "promptbert",
+        tmp_path,
+        "state of [MASK], each prompt alone",
+        expected,
+        texts,
+        changes={"max_tokens": 400},
+    )
