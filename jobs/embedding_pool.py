@@ -26,7 +26,8 @@ from jobs.config import Compute
 from jobs.identity import RECIPES
 from jobs.pipeline import EMBED_CPU_SHARE
 from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderConfig, EmbedderSpec, embedder_spec
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.evaluation.beir import BLOCK_ROWS, DocumentBlock, read_corpus
