@@ -27,7 +27,7 @@ from operators.storage import redact
 
 Config = TypeVar("Config", bound=BaseModel)
 
-JOBS = ("embed", "plan", "verify", "vacuum", "index", "search", "explain", "evaluate")
+JOBS = ("embed", "plan", "verify", "vacuum", "index", "search", "explain", "evaluate", "distill-static")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     sane_environment()  # before any job imports ray
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of categorical units at INFO
-    job = importlib.import_module(f"jobs.{words[0]}")
+    job = _module(words[0])
     if {"--help", "-h"} & set(arguments):
         print(help_text(words[0], job))
         return 0
@@ -49,6 +49,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"name a config: python -m jobs {words[0]} CONFIG.yaml [dotted.key=value ...]", file=sys.stderr)
         return 2
     return _run(job, words[1], words[2:], debug="--debug" in arguments)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"jobs.{name.replace('-', '_')}")
 
 
 def _run(job: ModuleType, config_file: str, overrides: Sequence[str], debug: bool) -> int:
@@ -220,6 +224,6 @@ def _type_name(annotation: Any) -> str:
 def _job_list() -> str:
     lines = ["python -m jobs JOB CONFIG.yaml [dotted.key=value ...]      (--help after a JOB: every key)", ""]
     for name in JOBS:
-        doc = importlib.import_module(f"jobs.{name}").__doc__ or ""
-        lines.append(f"  {name:8} {doc.strip().splitlines()[0]}")
+        doc = _module(name).__doc__ or ""
+        lines.append(f"  {name:14} {doc.strip().splitlines()[0]}")
     return "\n".join(lines)

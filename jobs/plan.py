@@ -59,7 +59,7 @@ def _estimate(
     setting = Setting(
         dim=identity.dim,
         fragment_rows=config.source.rows_per_fragment,
-        batch_tokens=config.embedder.batch_tokens or _default_batch_tokens(config),
+        batch_tokens=_batch_tokens(config, spec),
         flops=flops_of(spec) if hardware is not None and hardware.peak_tflops else None,
     )
     num_files = len({extent.file for unit in units for extent in unit.extents})
@@ -84,10 +84,14 @@ def _sample(
     return samples
 
 
-def _default_batch_tokens(config: Config) -> int:
-    """What the engine takes where the config says nothing."""
+def _batch_tokens(config: Config, spec: EmbedderSpec) -> int | None:
+    """The budget of a batch, the engine's own where the config says nothing; None for an engine that never pads."""
     from operators.embedder.forward import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
 
+    if spec.recipe.kind == "static":
+        return None
+    if config.embedder.batch_tokens is not None:
+        return config.embedder.batch_tokens
     return CUDA_BATCH_TOKENS if config.compute.gpus_per_worker else CPU_BATCH_TOKENS
 
 

@@ -102,6 +102,7 @@ class Counts:
     padding_tokens: int = 0
     lost_tokens: int = 0  # cut off by truncation; an estimate for documents cut before tokenizing
     truncated: int = 0  # chunks that were cut
+    unknown_tokens: int = 0  # words that a static embedder has no vector for
     deaths: int = 0  # worker processes that died on this fragment
     flops: float = 0.0  # arithmetic that the model needs for its tokens, for MFU
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> busy seconds

@@ -85,13 +85,14 @@ def embed_fragment(
     done = run_guarded(ledger, f"embed:{batch.fragment.key}", table.num_rows, work)
     faults = dict.fromkeys(done.killers, ("kills_worker", "the worker process died while embedding this document"))
     values = np.zeros((table.num_rows, identity.dim), np.float32)
-    padding_tokens, flops = 0, 0.0
+    padding_tokens, unknown_tokens, flops = 0, 0, 0.0
     for start, end, result in (piece for _, _, pieces in done.pieces for piece in pieces):
         if isinstance(result, str):
             faults[start] = ("embedding_failed", result)
             continue
         values[start:end] = result.values_ND
         padding_tokens += result.padding_tokens
+        unknown_tokens += result.unknown_tokens
         flops += result.flops
         for row in np.flatnonzero(~result.finite_N):
             faults[start + int(row)] = ("non_finite_vector", "the model gave NaN, infinity or a zero vector")
@@ -106,6 +107,7 @@ def embed_fragment(
         chunks=kept.num_rows,
         tokens=int(num_tokens.sum()),
         padding_tokens=padding_tokens,
+        unknown_tokens=unknown_tokens,
         flops=flops,
         truncated=int(pc.sum(kept["truncated"]).as_py() or 0),
         rejected=batch.counts.rejected + len(rejected),

@@ -12,6 +12,7 @@ from operators.embedder.spec import EmbedderSpec, verified_folder
 
 if TYPE_CHECKING:
     from operators.embedder.engine import Embedder
+    from operators.embedder.static.engine import StaticEmbedder
 
 
 def load_embedder(
@@ -19,8 +20,12 @@ def load_embedder(
     batch_tokens: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
-) -> Embedder:
+) -> Embedder | StaticEmbedder:
     """A loaded, self-tested embedder: token ids in, `Vectors` out."""
+    if spec.recipe.kind == "static":
+        from operators.embedder.static.engine import StaticEmbedder
+
+        return StaticEmbedder(spec, device, threads)
     from operators.embedder.engine import Embedder  # torch and transformers, 5 s that the driver need not wait for
 
     return Embedder(spec, batch_tokens, device, threads)
@@ -28,6 +33,8 @@ def load_embedder(
 
 def flops_of(spec: EmbedderSpec) -> Callable[[NDArray[np.int64]], float]:
     """A function from the lengths of texts in tokens to the FLOPs of embedding them; loads no weights."""
+    if spec.recipe.kind == "static":
+        return lambda lengths_N: float(lengths_N.sum() * spec.dim)
     from operators.embedder.flops import Flops
 
     return Flops.of_folder(verified_folder(spec, weights=False), spec.recipe.trust_remote_code).total

@@ -45,12 +45,18 @@ def mapping_digest(facts: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
+def cache_folder(kind: str) -> Path:
+    """Where this machine keeps what it can make again; it need not exist."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "embedfleet" / kind
+
+
 def _file_sha256(path: Path) -> str:
     stat = path.stat()
     if stat.st_size <= CACHED_ABOVE_BYTES:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     identity = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-    entry = _cache_folder() / f"{mapping_digest({'file': identity})}.sha256"
+    entry = cache_folder("hashes") / f"{mapping_digest({'file': identity})}.sha256"
     known = _read_entry(entry)
     if known:
         return known
@@ -58,11 +64,6 @@ def _file_sha256(path: Path) -> str:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     _write_entry(entry, digest)
     return digest
-
-
-def _cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "embedfleet" / "hashes"
 
 
 def _read_entry(entry: Path) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from operators.embedder.checkpoint import position_limit, read_config, read_json
+from operators.embedder.static import folder as static_folder
 from operators.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ UNBOUNDED_TOKENS = 1_000_000  # tokenizers without a limit say 1e30
 
 def read_folder(folder: Path) -> dict[str, Any]:
     """The fields of the recipe of a checkpoint folder, all but `checkpoint`."""
+    if static_folder.is_static(folder):
+        return static_folder.recipe_fields(folder, _prompts(folder))
     if (folder / "modules.json").is_file():
         return _sentence_transformers(folder)
     config = read_config(folder)

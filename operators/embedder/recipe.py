@@ -17,6 +17,7 @@ from operators.embedder import checkpoint, layouts
 from operators.embedder.batching import Side
 from operators.embedder.head_files import DIMS
 from operators.embedder.readings import PoolOver
+from operators.embedder.static.settings import WordVectors
 from operators.embedder.templates import Template, TextStyle, as_tuple
 from operators.errors import InputError
 
@@ -24,12 +25,34 @@ ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "token"]
 
 
+# What of a recipe a static embedder has
+_OF_STATIC = {
+    "kind",
+    "checkpoint",
+    "revision",
+    "pooling",
+    "normalize",
+    "max_tokens",
+    "prompts",
+    "task",
+    "text_style",
+    "dims",
+    "default_dims",
+    "word_vectors",
+}
+
+
 class Recipe(BaseModel):
     """How a checkpoint becomes an embedder; one YAML file in configs/models."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: str = Field(description="folder, hub id, or package:NAME/FOLDER (a folder inside a Python package)")
+    kind: Literal["transformer", "static"] = Field(
+        default="transformer", description="static: the mean of the tokens' vectors in a table, without a model"
+    )
+    checkpoint: str = Field(
+        description="folder, hub id, or package:NAME/FOLDER (a folder inside a Python package); a file of word vectors"
+    )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     attention: Literal["as_trained", "causal", "bidirectional"] = Field(
         default="as_trained",
@@ -83,6 +106,18 @@ class Recipe(BaseModel):
     )
     compute_dtype: ComputeDtype = Field(default="float32", description="number format of the model's arithmetic")
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the checkpoint")
+    word_vectors: WordVectors | None = Field(default=None, description="how `checkpoint`, a file of vectors, is read")
+
+    @model_validator(mode="after")
+    def _is_static(self) -> Recipe:
+        if self.word_vectors is not None and self.kind != "static":
+            raise ValueError("word_vectors belong to kind: static")
+        if self.kind == "static":
+            defaults = type(self).model_fields
+            others = [key for key, value in self if key not in _OF_STATIC and value != defaults[key].default]
+            if self.pooling != "mean" or others:
+                raise ValueError(f"kind: static is a mean of vectors: leave out {', '.join(others) or self.pooling}")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -159,9 +194,10 @@ def _recipe_file(path: Path) -> Recipe:
         raise InputError(f"recipe {path} is not YAML: {error}") from error
     if not isinstance(fields, dict):
         raise InputError(f"recipe {path} has to be a mapping of keys, such as checkpoint and pooling")
-    inside = path.parent / str(fields.get("checkpoint", ""))
-    if "checkpoint" in fields and inside.is_dir():
-        fields["checkpoint"] = str(inside.resolve())  # relative to the recipe, so that both can be moved together
+    _resolve(fields, "checkpoint", path.parent)
+    if isinstance(settings := fields.get("word_vectors"), dict):
+        for key in ("frequencies", "remove_component_of"):
+            _resolve(settings, key, path.parent)
     try:
         return Recipe(**fields)
     except pydantic.ValidationError as error:
@@ -169,6 +205,13 @@ def _recipe_file(path: Path) -> Recipe:
         key = ".".join(str(part) for part in first["loc"])
         where = f"key {key!r}: {first['msg']}, got {first['input']!r}" if key else first["msg"]
         raise InputError(f"recipe {path}: {where}") from error
+
+
+def _resolve(fields: dict[str, object], key: str, folder: Path) -> None:
+    """Make a path that leads from the recipe to something absolute, so that both can be moved together."""
+    inside = folder / str(fields.get(key, ""))
+    if fields.get(key) and inside.exists():
+        fields[key] = str(inside.resolve())
 
 
 def _folder_recipe(name: str, folder: Path) -> Recipe:

@@ -14,6 +14,8 @@ from pathlib import Path
 from operators.embedder import checkpoint, fingerprint, layouts
 from operators.embedder.head_files import DIMS, head_weights, head_width
 from operators.embedder.recipe import EmbedderConfig, Recipe, check_template, load_recipe
+from operators.embedder.static import folder as static_folder
+from operators.embedder.static.conversion import conversion_key, converted_folder
 from operators.embedder.templates import Template, as_tuple, filled, render_examples
 from operators.errors import InputError
 
@@ -52,6 +54,8 @@ class EmbedderSpec:
 def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> EmbedderSpec:
     """Resolve a recipe with a job's overrides, checking all that can be checked without loading the model."""
     recipe = load_recipe(model, recipes_dir)
+    if recipe.kind == "static":
+        return _static_spec(model, recipe, config)
     root = checkpoint.locate_root(recipe.checkpoint, recipe.revision, weights=False)
     folder = checkpoint.weights_folder(root)
     model_config = checkpoint.read_config(folder)
@@ -85,6 +89,47 @@ def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> Embe
     return EmbedderSpec(model, recipe, templates, dim, weights, tokenizer, fingerprint.mapping_digest(facts))
 
 
+def _static_spec(model: str, recipe: Recipe, config: EmbedderConfig) -> EmbedderSpec:
+    """Resolve a static embedder; word vectors are converted here, so that a wrong file stops the job at once."""
+    if config.compute_dtype not in (None, "float32"):
+        raise InputError(f"leave out embedder.compute_dtype {config.compute_dtype}: {model} is static, in float32")
+    root = _root(recipe, weights=True)  # a table says how wide it is only itself
+    folder = checkpoint.weights_folder(root)
+    commit = checkpoint.hub_commit(folder) if _on_hub(recipe.checkpoint) else None
+    task = config.task if config.task is not None else recipe.task
+    max_tokens = config.max_tokens or recipe.max_tokens
+    recipe = recipe.model_copy(update={"max_tokens": max_tokens, "revision": commit, "task": task})
+    recipe, dim = _sized(recipe, config.dims, root, static_folder.width(folder))
+    templates = templates_of(recipe, config)
+    if len(templates) > 1:
+        raise InputError(f"give one prompt: {model} is static, and the mean of several readings is that of one")
+    weights, tokenizer = _digest_of(recipe, root), fingerprint.tokenizer_digest(folder)
+    facts = {
+        "static": static_folder.STATIC_VERSION,
+        "weights": weights,
+        "tokenizer": tokenizer,
+        "templates": [dataclasses.astuple(template) for template in templates],
+        "dim": dim,
+        **recipe.model_dump(include={"normalize", "max_tokens", "text_style"}),
+    }
+    return EmbedderSpec(model, recipe, templates, dim, weights, tokenizer, fingerprint.mapping_digest(facts))
+
+
+def _root(recipe: Recipe, weights: bool) -> Path:
+    """The local folder of a recipe's checkpoint; word vectors are converted into one."""
+    if recipe.word_vectors is not None:
+        return converted_folder(recipe.checkpoint, recipe.word_vectors)
+    return checkpoint.locate_root(recipe.checkpoint, recipe.revision, weights)
+
+
+def _digest_of(recipe: Recipe, root: Path) -> str:
+    if recipe.word_vectors is not None:
+        return conversion_key(recipe.checkpoint, recipe.word_vectors)
+    if recipe.kind == "static":
+        return static_folder.digest(checkpoint.weights_folder(root))
+    return weights_digest(root, recipe.head)
+
+
 def weights_digest(root: Path, head: tuple[str, ...]) -> str:
     """The digest of the files that determine a checkpoint's forward pass, and of its head."""
     folder = checkpoint.weights_folder(root)
@@ -95,11 +140,11 @@ def weights_digest(root: Path, head: tuple[str, ...]) -> str:
 
 def verified_folder(spec: EmbedderSpec, weights: bool) -> Path:
     """The checkpoint on this machine, after checking that it holds the files that the spec was made from."""
-    root = checkpoint.locate_root(spec.recipe.checkpoint, spec.recipe.revision, weights)
+    root = _root(spec.recipe, weights)
     folder = checkpoint.weights_folder(root)
     same = fingerprint.tokenizer_digest(folder) == spec.tokenizer_digest
     if weights and not _on_hub(spec.recipe.checkpoint):
-        same = same and weights_digest(root, spec.recipe.head) == spec.weights_digest
+        same = same and _digest_of(spec.recipe, root) == spec.weights_digest
     if not same:
         raise InputError(
             f"the checkpoint {folder} on this machine is not the one that the run was planned with: "

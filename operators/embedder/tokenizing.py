@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from operators.embedder import readings
 from operators.embedder.readings import Layout
 from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.static import folder as static_folder
 from operators.embedder.templates import Template, prepared
 from operators.embedder.truncating import Kept, kept_after, kept_between, word_end
 from operators.errors import InputError
@@ -176,6 +177,10 @@ class Tokenizer:
     def _ids(self, piece: str) -> list[int]:
         return list(self._backend.encode(piece, add_special_tokens=False).ids)
 
+    def alone(self, ids: NDArray[np.int32]) -> pa.ListArray:
+        """One row for each id: itself between special tokens, without the prompt."""
+        return _with_specials(ids, np.ones(len(ids), np.int64), self._first, self._last)
+
     def encode_with_offsets(self, text: str) -> NDArray[np.int64]:
         """Character offsets (start, end) of the text's own tokens, shape (T, 2): no specials, prompt or truncation.
 
@@ -216,6 +221,8 @@ def _with_specials(
 def _special_ids(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer itself puts before and after a text."""
     encoding = backend.encode("a", add_special_tokens=True)
+    if not encoding.ids:  # no word in the sense of a static embedder
+        return [], []
     own = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
     if not own:
         raise InputError("the tokenizer reads the letter 'a' as nothing but special tokens: it cannot be used")
@@ -223,9 +230,11 @@ def _special_ids(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _load_backend(spec: EmbedderSpec) -> tokenizers.Tokenizer:
+    folder = verified_folder(spec, weights=False)
+    if spec.recipe.kind == "static":
+        return static_folder.load_tokenizer(folder)
     import transformers  # seconds, and only a worker needs it
 
-    folder = verified_folder(spec, weights=False)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=spec.recipe.trust_remote_code

@@ -112,6 +112,7 @@ def _report_facts(report: RunReport) -> dict[str, str]:
         "hardware": report.hardware + (f", {report.workers} workers" if report.workers is not None else ""),
         "vectors in the output": f"{report.dataset.chunks:,} of {report.dataset.rows:,} rows",
         "chunks cut": f"{counts.truncated:,} ({counts.lost_tokens:,} tokens lost)",
+        "unknown words left out": f"{counts.unknown_tokens:,}",
         "worker deaths survived": f"{counts.deaths:,}",
         "tokens/s after the start": count(report.steady_tokens_per_second),
     }

@@ -56,6 +56,9 @@ def summary_text(report: RunReport, next_steps: Sequence[str] = ()) -> str:
     if counts.lost_tokens:
         cut = percent(counts.lost_tokens / (counts.lost_tokens + counts.tokens))
         lines.append(f"  cut off       {count(counts.lost_tokens)} tokens ({cut}) of {counts.truncated:,} chunks")
+    if counts.unknown_tokens:
+        share = percent(counts.unknown_tokens / max(counts.tokens, 1))
+        lines.append(f"  unknown       {count(counts.unknown_tokens)} words ({share}), left out")
     if counts.tokens:
         lines.append(f"  speed         {_speed(report)}")
     if report.cost_usd is not None:
