@@ -89,9 +89,7 @@ def _text_blocks(
 def _dim_of_first(line: bytes, path: Path) -> int:
     parts = line.split()
     if len(parts) == 2 and all(part.isdigit() for part in parts):
-        raise InputError(
-            f"{path} begins with {line.strip()!r}, a first line of word2vec: set word_vectors.format to word2vec"
-        )
+        raise InputError(f"{path} begins with {line.strip()!r}: set word_vectors.format to word2vec")
     numbers = sum(1 for _ in itertools.takewhile(_is_number, reversed(parts[1:])))  # a word may have blanks inside
     if not numbers:
         raise InputError(f"{path} line 1 is no word and its vector: {line[:40]!r}")
