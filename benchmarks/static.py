@@ -43,7 +43,8 @@ def embed_with(engine: str, model: str, texts: list[str], threads: int) -> Calla
     import pyarrow as pa
 
     from operators.embedder.choice import load_embedder
-    from operators.embedder.recipe import EmbedderConfig, embedder_spec
+    from operators.embedder.recipe import EmbedderConfig
+    from operators.embedder.spec import embedder_spec
     from operators.embedder.tokenizing import Tokenizer
 
     spec = embedder_spec(model, EmbedderConfig(), RECIPES)
@@ -72,7 +73,8 @@ def work(connection: Connection, engine: str, arguments: argparse.Namespace) -> 
 def main() -> None:
     import pyarrow as pa
 
-    from operators.embedder.recipe import EmbedderConfig, embedder_spec
+    from operators.embedder.recipe import EmbedderConfig
+    from operators.embedder.spec import embedder_spec
     from operators.embedder.tokenizing import Tokenizer
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=(__doc__ or "").partition("\n")[0])

@@ -168,7 +168,8 @@ def test_many_processes_convert_once(tmp_path: Path, cache: Path) -> None:
     recipe = write_recipe(tmp_path, write_vectors(tmp_path / "vectors", "glove"))
     code = (
         "import logging; logging.basicConfig(level=logging.INFO)\n"
-        "from pathlib import Path\nfrom operators.embedder.recipe import EmbedderConfig\nfrom operators.embedder.spec import embedder_spec\n"
+        "from pathlib import Path\nfrom operators.embedder.recipe import EmbedderConfig\n"
+        "from operators.embedder.spec import embedder_spec\n"
         f"print(embedder_spec({recipe!r}, EmbedderConfig(), Path('.')).fingerprint)"
     )
     processes = [
