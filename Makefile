@@ -42,7 +42,7 @@ bench: $(INSTALLED)               ## speed, side by side with the peer
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,quickstart,train,evaluate,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,quickstart,evaluate,dev]"
 	touch $@
 
 clean:

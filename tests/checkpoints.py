@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import peft
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from sentence_transformers.base.modules import Dense
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -150,6 +152,49 @@ def decoder_config(
         }
     )
     return config
+
+
+def tiny_nv_embed(folder: Path, hidden: int = 32, num_latents: int = 5, **fields: Any) -> dict[str, torch.Tensor]:
+    """A checkpoint in NV-Embed's layout: a Mistral (`fields` are of its config) and latent attention of two heads, each
+    under its prefix. The trunk alone is in `trunk`; returns the weights of the head."""
+    tiny_decoder(folder / "trunk", specials=("</s>",), hidden=hidden, **fields)
+    trunk = load_file(folder / "trunk" / "model.safetensors")
+    inner, block = 2 * hidden, "cross_attend_blocks."
+    shapes = {
+        "latents": (num_latents, hidden),
+        f"{block}0.fn.to_q.weight": (2 * hidden, hidden),
+        f"{block}0.fn.to_kv.weight": (4 * hidden, hidden),
+        f"{block}0.fn.to_out.weight": (hidden, 2 * hidden),
+        f"{block}1.fn.net.0.weight": (4 * inner, hidden),
+        f"{block}1.fn.net.0.bias": (4 * inner,),
+        f"{block}1.fn.net.2.weight": (hidden, 2 * inner),
+        f"{block}1.fn.net.2.bias": (hidden,),
+    }
+    norms = (f"{block}0.norm", f"{block}0.norm_context", f"{block}1.norm")
+    shapes |= {f"{norm}.{name}": (hidden,) for norm in norms for name in ("weight", "bias")}
+    random = torch.Generator().manual_seed(1)
+    head = {name: 0.3 * torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    weights = {f"embedding_model.{name}": weight for name, weight in trunk.items()}
+    weights |= {f"latent_attention_model.{name}": weight for name, weight in head.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    text_config = json.loads((folder / "trunk" / "config.json").read_text())
+    config = {"model_type": "nvembed", "auto_map": {"AutoModel": "modeling_nvembed.NVEmbedModel"}}
+    _write_json(folder / "config.json", {**config, "text_config": {**text_config, "model_type": "bidir_mistral"}})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((folder / "trunk" / name).read_bytes())
+    return head
+
+
+def with_lora(model: transformers.PreTrainedModel, seed: int, task_type: str | None = None) -> peft.PeftModel:
+    """A model with a LoRA adapter that changes what it computes."""
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type=task_type)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = peft.get_peft_model(model, config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+    return adapted
 
 
 def minilm_folder() -> Path:

@@ -92,6 +92,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A checkpoint's config.json."""
     path = folder / "config.json"
     if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise InputError(f"{folder} is an adapter: write a recipe with its base model as checkpoint, and adapters")
         raise InputError(f"{folder} is not a checkpoint: it has no config.json")
     config = read_json(path)
     if not isinstance(config, dict):
@@ -99,6 +101,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("is_encoder_decoder"):
         raise InputError(f"{folder} is an encoder-decoder ({config.get('model_type')}): give an encoder or a decoder")
     return config
+
+
+def trunk_config(config: dict[str, Any], key: str, model_type: str) -> dict[str, Any]:
+    """The config of the text model that a checkpoint's config holds under `key`."""
+    inner = config.get(key)
+    if not isinstance(inner, dict):
+        raise InputError(f"trunk.config: the checkpoint's config.json has no {key}")
+    return {**inner, "model_type": model_type}
 
 
 def hidden_size(folder: Path, config: dict[str, Any]) -> int:

@@ -37,4 +37,4 @@ def flops_of(spec: EmbedderSpec) -> Callable[[NDArray[np.int64]], float]:
         return lambda lengths_N: float(lengths_N.sum() * spec.dim)
     from operators.embedder.flops import Flops
 
-    return Flops.of_folder(verified_folder(spec, weights=False), spec.recipe.trust_remote_code).total
+    return Flops.of_folder(verified_folder(spec, weights=False), spec.recipe).total

@@ -22,11 +22,14 @@ import transformers
 from numpy.typing import NDArray
 
 from operators.embedder import batching, checkpoint, fast_bert, readings, selftest
+from operators.embedder.adapter_files import locate_adapter
 from operators.embedder.flops import Flops
 from operators.embedder.forward import PaddedForward, PaddedTrunk, PooledForward
 from operators.embedder.heads import load_head
+from operators.embedder.latent import load_latent_attention
 from operators.embedder.loading import DTYPES, load_model
-from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.prepending import TokenPrepending
+from operators.embedder.spec import EmbedderSpec, text_config, verified_folder
 from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.errors import InputError
@@ -50,16 +53,16 @@ class Embedder:
         self.device = _device(device)
         tokenizer = Tokenizer(spec)
         self._layouts = tokenizer.layouts
-        model = _load(spec, self.device)
-        _check_shapes(model, spec, tokenizer)
-        self._head = load_head(
-            checkpoint.locate_root(spec.recipe.checkpoint, spec.recipe.revision), spec.recipe.head, model
-        )
-        if self._head is not None:
-            self._head.to(self.device)
-        self.flops = Flops.of(model)
         selftest.check_tokens(tokenizer, spec)
         ids = tokenizer(selftest.texts()).input_ids
+        model = _load(spec, tokenizer)
+        _check_shapes(model, spec, tokenizer)
+        root = checkpoint.locate_root(spec.recipe.checkpoint, spec.recipe.revision)
+        self._head = load_head(root, spec.recipe.head, model)
+        if self._head is not None:
+            self._head.to(self.device)
+        model.to(self.device)
+        self.flops = Flops.of(model)
         self._forward = _make_forward(model, spec, self.device, tokenizer)
         self.batch_tokens = batch_tokens or self._forward.batch_tokens
         selftest.check(self, ids)
@@ -117,14 +120,19 @@ def _device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def _load(spec: EmbedderSpec, device: torch.device) -> transformers.PreTrainedModel:
+def _load(spec: EmbedderSpec, tokenizer: Tokenizer) -> transformers.PreTrainedModel:
+    """The text model on the CPU, its adapters applied."""
     recipe = spec.recipe
     folder = verified_folder(spec, weights=True)
     dtype = DTYPES[recipe.compute_dtype]
-    if device.type == "cpu" and checkpoint.read_config(folder).get("model_type") in fast_bert.FAMILIES:
+    if text_config(folder, recipe).get("model_type") in fast_bert.FAMILIES:
         dtype = torch.float32  # `_make_forward` compares with it before it casts
     model = load_model(folder, dtype, recipe)
-    model.to(device)
+    for i, name in enumerate(recipe.adapters, start=1):
+        from operators.embedder.adapters import apply_adapter  # peft: a second, for the few recipes that need it
+
+        merge = recipe.merge_adapters or i < len(recipe.adapters)
+        model = apply_adapter(model, locate_adapter(name), merge, selftest.probe_ids(tokenizer))
     return model
 
 
@@ -147,6 +155,9 @@ def _make_forward(
 ) -> PooledForward:
     """The fastest forward there is for a model; the only place that chooses."""
     recipe = spec.recipe
+    prepending = None
+    if recipe.prepend is not None:
+        prepending = TokenPrepending(model, recipe.prepend, tokenizer.token_id(recipe.prepend.token))
     causal = selftest.check_attention(model, recipe, tokenizer, device)
     dtype = DTYPES[recipe.compute_dtype]
     plain = recipe.layers == (-1,) and not any(layout.leaves_out(recipe.pool_over) for layout in tokenizer.layouts)
@@ -154,6 +165,11 @@ def _make_forward(
         packed = fast_bert.pack(model, recipe.pooling, dtype)
         if packed is not None:
             return packed
+    trunk = PaddedTrunk(model.to(dtype), device, causal, recipe.padding, recipe.layers, prepending)
+    if recipe.latent_attention is not None:
+        part = recipe.latent_attention
+        folder = checkpoint.locate(recipe.checkpoint, recipe.revision)
+        latents = load_latent_attention(folder, part.prefix, part.heads, model.config.hidden_size)
+        return PaddedForward(trunk, "mean", token_head=latents.to(device, dtype))
     pooled_id = tokenizer.token_id(recipe.pooled_token) if recipe.pooled_token is not None else None
-    trunk = PaddedTrunk(model.to(dtype), device, causal, recipe.padding, recipe.layers)
     return PaddedForward(trunk, recipe.pooling, pooled_id)

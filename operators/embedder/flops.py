@@ -13,6 +13,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from operators.embedder.loading import load_config
+from operators.embedder.recipe import Recipe
+
 
 @dataclass(frozen=True, slots=True)
 class Flops:
@@ -33,13 +36,11 @@ class Flops:
         return Flops(2.0 * (num_parameters - tables), 4.0 * layers * width)
 
     @staticmethod
-    def of_folder(folder: Path, trust_remote_code: bool) -> Flops:
-        """Count the model of a checkpoint without loading a weight."""
-        config = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
+    def of_folder(folder: Path, recipe: Recipe) -> Flops:
+        """Count the text model of a checkpoint without loading a weight."""
+        config = load_config(folder, recipe)
         with torch.device("meta"):
-            model = transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+            model = transformers.AutoModel.from_config(config, trust_remote_code=recipe.trust_remote_code)
         if hasattr(model, "pooler"):
             model.pooler = None
         return Flops.of(model)

@@ -9,6 +9,7 @@ Shapes: B rows, L padded length, D width of a state.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +18,7 @@ import transformers
 
 from operators.embedder.batching import Batch, Side
 from operators.embedder.pooling import pool
+from operators.embedder.prepending import TokenPrepending
 
 if TYPE_CHECKING:
     from operators.embedder.recipe import Pooling
@@ -59,6 +61,7 @@ class PaddedTrunk:
         causal: bool,
         side: Side = "right",
         layers: tuple[int, ...] = (-1,),
+        prepending: TokenPrepending | None = None,
     ) -> None:
         self._model = model
         self._device = device
@@ -66,6 +69,7 @@ class PaddedTrunk:
         self._needs_no_mask = causal and side == "right"
         self.side = side
         self._layers = layers
+        self._prepending = prepending
         pad_id = getattr(model.config, "pad_token_id", None)
         self._pad_id = pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0
         # CPU: 2-4k tokens stay in cache (11.5k, 15k, 14k, 12k tokens/s at 1k, 2k, 4k, 8k on two AVX-512 cores).
@@ -76,13 +80,17 @@ class PaddedTrunk:
         mask_BL = self.to_device(torch.from_numpy(batch.mask(self.side)))
         no_mask = self._needs_no_mask or batch.lengths_B[0] == batch.lengths_B[-1]
         attention_mask = None if no_mask else mask_BL
-        if self._layers == (-1,):
-            states_BLD = self._model(input_ids=ids_BL, attention_mask=attention_mask).last_hidden_state
-        else:
-            output = self._model(input_ids=ids_BL, attention_mask=attention_mask, output_hidden_states=True)
-            chosen = [output.hidden_states[layer] for layer in self._layers]
-            states_BLD = chosen[0] if len(chosen) == 1 else torch.stack(chosen).to(torch.float32).mean(dim=0)
+        with nullcontext() if self._prepending is None else self._prepending.on_batch(ids_BL, mask_BL):
+            states_BLD = self._states(ids_BL, attention_mask)
         return TokenStates(states_BLD, ids_BL, mask_BL)
+
+    def _states(self, ids_BL: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        if self._layers == (-1,):
+            last_BLD: torch.Tensor = self._model(input_ids=ids_BL, attention_mask=attention_mask).last_hidden_state
+            return last_BLD
+        output = self._model(input_ids=ids_BL, attention_mask=attention_mask, output_hidden_states=True)
+        chosen = [output.hidden_states[layer] for layer in self._layers]
+        return chosen[0] if len(chosen) == 1 else torch.stack(chosen).to(torch.float32).mean(dim=0)
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the CPU where the model is."""

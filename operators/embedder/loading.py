@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from operators.embedder.checkpoint import weight_files
 from operators.embedder.head_files import POOLER
+from operators.embedder.spec import text_config
 from operators.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def load_model(folder: Path, dtype: torch.dtype, recipe: Recipe) -> transformers
         model, info = transformers.AutoModel.from_pretrained(
             folder,
             config=config,
+            key_mapping=None if recipe.trunk is None else {f"^{re.escape(recipe.trunk.prefix)}": ""},
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=recipe.trust_remote_code,
@@ -63,16 +66,18 @@ def load_model(folder: Path, dtype: torch.dtype, recipe: Recipe) -> transformers
 
 
 def load_config(folder: Path, recipe: Recipe) -> transformers.PreTrainedConfig:
-    """A checkpoint's config, without its sliding window where the recipe asks for none."""
+    """The config of a recipe's text model, without its sliding window where the recipe asks for none."""
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
-        )
+        if recipe.trunk is not None:
+            fields = text_config(folder, recipe)
+            config = transformers.AutoConfig.for_model(**fields)
+        else:
+            config = transformers.AutoConfig.from_pretrained(
+                folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
+            )
     except LOAD_ERRORS as error:
         raise InputError(f"cannot load {folder}: {str(error).strip() or type(error).__name__}") from error
-    if recipe.window == "none":
-        if getattr(config, "sliding_window", None) is None:
-            raise InputError(f"window: none has no effect: {folder}/config.json has no sliding window")
+    if recipe.window == "none" and getattr(config, "sliding_window", None) is not None:
         layer_types = getattr(config, "layer_types", None)
         # Layers of two kinds (Gemma 3) differ in more than the window, so there it is made to hold every text
         config.sliding_window = config.max_position_embeddings if layer_types else None

@@ -22,7 +22,36 @@ from operators.embedder.templates import Template, TextStyle, as_tuple
 from operators.errors import InputError
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
-Pooling = Literal["mean", "weighted_mean", "cls", "last", "token"]
+Pooling = Literal["mean", "weighted_mean", "cls", "last", "token", "latent_attention"]
+
+
+class Trunk(BaseModel):
+    """Where the text model of a checkpoint is that holds it as a part of something larger."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefix: str = Field(description="what its weights' names begin with, such as embedding_model.")
+    config: str = Field(description="key of config.json that has its config, such as text_config")
+    model_type: str = Field(description="what transformers calls it, such as mistral")
+
+
+class LatentHead(BaseModel):
+    """Where the latent attention of a checkpoint is (NV-Embed); its other sizes are those of its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefix: str = Field(description="what its weights' names begin with, such as latent_attention_model.")
+    heads: int = Field(gt=0, description="attention heads")
+
+
+class Prepend(BaseModel):
+    """Token prepending: a placeholder before the text gets the last token's state, layer by layer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    token: str = Field(default="<PST>", min_length=1, description="placeholder in the prompts, new to the tokenizer")
+    start_layer: int = Field(default=1, ge=1, description="the first layer ahead of which it is set; 0 is the model's")
+    exit_layer: int = Field(ge=2, description="the first layer ahead of which it is not set any more")
 
 
 # What of a recipe a static embedder has
@@ -54,6 +83,14 @@ class Recipe(BaseModel):
         description="folder, hub id, or package:NAME/FOLDER (a folder inside a Python package); a file of word vectors"
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+    trunk: Trunk | None = Field(default=None, description="null: the checkpoint is the text model, or a language model")
+    adapters: tuple[str, ...] = Field(
+        default=(),
+        description="LoRA adapters in the order of training: folders, or hub ids with an optional @revision",
+    )
+    merge_adapters: bool = Field(
+        default=True, description="false: the last adapter's weights stay beside the model's, slower and closer to them"
+    )
     attention: Literal["as_trained", "causal", "bidirectional"] = Field(
         default="as_trained",
         description="bidirectional: let a causal model's tokens see what follows them; causal: the reverse",
@@ -75,6 +112,8 @@ class Recipe(BaseModel):
         description="tokens that are pooled; after_prompt: without prompt and what is before it; text: its own alone",
     )
     pooled_token: str | None = Field(default=None, description="with pooling token: whose state it is, such as [MASK]")
+    latent_attention: LatentHead | None = Field(default=None, description="with pooling latent_attention: where it is")
+    prepend: Prepend | None = Field(default=None, description="token prepending; null: none")
     head: tuple[str, ...] = Field(
         default=(),
         description="after pooling: pooler (BERT's own) or folders of Dense modules; {dims} in a name: the size",
@@ -123,6 +162,8 @@ class Recipe(BaseModel):
     def _fits_together(self) -> Recipe:
         if (self.pooling == "token") != (self.pooled_token is not None):
             raise ValueError("pooling: token and pooled_token belong together")
+        if (self.pooling == "latent_attention") != (self.latent_attention is not None):
+            raise ValueError("pooling: latent_attention and the section latent_attention belong together")
         for role, prompt in self.prompts.items():
             for template in as_tuple(prompt):
                 check_template(self, Template.parse(template), f"prompts.{role}")
@@ -156,6 +197,8 @@ class EmbedderConfig(BaseModel):
 
 def check_template(recipe: Recipe, template: Template, key: str) -> None:
     """Raise InputError for a template whose text could not be found again in the tokens, where that is needed."""
+    if recipe.prepend is not None and template.prefix.count(recipe.prepend.token) != 1:
+        raise InputError(f"{key} has to have {recipe.prepend.token} once before {{text}}, for prepend")
     if recipe.join == "apart":
         return
     if template.copies == 2:
@@ -198,6 +241,8 @@ def _recipe_file(path: Path) -> Recipe:
     if isinstance(settings := fields.get("word_vectors"), dict):
         for key in ("frequencies", "remove_component_of"):
             _resolve(settings, key, path.parent)
+    if isinstance(adapters := fields.get("adapters"), list):
+        fields["adapters"] = [_resolved(str(name), path.parent) for name in adapters]
     try:
         return Recipe(**fields)
     except pydantic.ValidationError as error:
@@ -208,10 +253,14 @@ def _recipe_file(path: Path) -> Recipe:
 
 
 def _resolve(fields: dict[str, object], key: str, folder: Path) -> None:
-    """Make a path that leads from the recipe to something absolute, so that both can be moved together."""
-    inside = folder / str(fields.get(key, ""))
-    if fields.get(key) and inside.exists():
-        fields[key] = str(inside.resolve())
+    if fields.get(key):
+        fields[key] = _resolved(str(fields[key]), folder)
+
+
+def _resolved(name: str, folder: Path) -> str:
+    """A path that leads from the recipe to something, made absolute, so that both can be moved together."""
+    inside = folder / name
+    return str(inside.resolve()) if inside.exists() else name
 
 
 def _folder_recipe(name: str, folder: Path) -> Recipe:

@@ -35,6 +35,8 @@ TEXTS = (
 # (measured: float32 1 - 3e-7, bfloat16 1 - 2e-4 on MiniLM; deep models lose some more)
 MIN_COSINE = {"float32": 1 - 1e-5, "float16": 0.999, "bfloat16": 0.99}
 NORM_TOLERANCE = 1e-4
+PROBE_TOKENS = 16
+DAMAGED = "self-test: the model gives NaN, infinite or zero vectors: its weights are damaged"
 
 
 def texts() -> pa.StringArray:
@@ -57,13 +59,21 @@ def check_tokens(tokenizer: Tokenizer, spec: EmbedderSpec) -> None:
             raise InputError(f"{spec.model}: self-test: a prompt's text after {{text}} is lost or torn apart")
 
 
+def probe_ids(tokenizer: Tokenizer) -> torch.Tensor:
+    """ids_1L: some tokens of a known text, all different ones beside each other."""
+    ids = readings.split(tokenizer(texts()).input_ids, len(tokenizer.readings))
+    longest = ids[int(np.argmax(np.diff(ids.offsets.to_numpy())))].values.to_numpy().astype(np.int64)
+    return torch.from_numpy(longest[:PROBE_TOKENS])[None]
+
+
 def check_attention(
     model: transformers.PreTrainedModel, recipe: Recipe, tokenizer: Tokenizer, device: torch.device
 ) -> bool:
     """Whether the model is causal; raises InputError where that is not what the recipe states or needs."""
-    ids = readings.split(tokenizer(texts()).input_ids, len(tokenizer.readings))
-    with torch.inference_mode():
-        causal = sees_no_later_token(model, ids, device)
+    before, after = tokens_that_see(model, probe_ids(tokenizer).to(device))
+    if not after:
+        raise InputError(f"self-test: a token of {recipe.checkpoint} does not see the one before it")
+    causal = not before
     if recipe.attention != "as_trained" and causal != (recipe.attention == "causal"):
         seen = "do not see" if causal else "see"
         raise InputError(
@@ -83,7 +93,7 @@ def check(embedder: Embedder, ids: pa.ListArray) -> None:
     together = embedder(ids)
     values_ND = together.values_ND
     if not together.finite_N.all():
-        raise InputError(f"{name}: self-test: the model gives NaN, infinite or zero vectors: its weights are damaged")
+        raise InputError(f"{name}: {DAMAGED}")
     if embedder.spec.recipe.normalize:
         norms_N = np.linalg.norm(values_ND, axis=1)
         if np.abs(norms_N - 1).max() > NORM_TOLERANCE:
@@ -105,20 +115,22 @@ def check(embedder: Embedder, ids: pa.ListArray) -> None:
         raise InputError(f"{name}: self-test: different texts get the same vector: check pooling and attention")
 
 
-def sees_no_later_token(model: transformers.PreTrainedModel, ids: pa.ListArray, device: torch.device) -> bool:
-    """Whether a model is causal, found by changing a text's last token and watching the tokens before it.
+@torch.inference_mode()
+def tokens_that_see(model: transformers.PreTrainedModel, ids_1L: torch.Tensor) -> tuple[bool, bool]:
+    """Whether tokens before, and tokens after, a token in the middle of a text change their states with it.
 
     Asked of the model because configs do not say it reliably (`is_causal` is often missing, or ignored by the code).
     """
-    longest = ids[int(np.argmax(np.diff(ids.offsets.to_numpy())))].values.to_numpy().astype(np.int64)[:16]
-    changed = longest.copy()
-    changed[-1] = next(token for token in longest if token != longest[-1])
-    states_LD, other_LD = (
-        model(input_ids=torch.from_numpy(row)[None].to(device)).last_hidden_state[0].float()
-        for row in (longest, changed)
-    )
+    middle = ids_1L.shape[1] // 2
+    changed_1L = ids_1L.clone()
+    others = ids_1L[0][ids_1L[0] != ids_1L[0, middle]]
+    changed_1L[0, middle] = others[0]
+    states_LD, other_LD = (model(input_ids=ids).last_hidden_state[0].float() for ids in (ids_1L, changed_1L))
+    if not torch.isfinite(states_LD).all():
+        raise InputError(f"{DAMAGED} ({model.config.model_type})")
     moved_L = (states_LD - other_LD).abs().amax(dim=1)
-    return bool(moved_L[-1] > 0) and bool((moved_L[:-1] <= 1e-5 * moved_L[-1]).all())
+    least = 1e-5 * moved_L[middle]
+    return bool((moved_L[:middle] > least).any()), bool((moved_L[middle + 1 :] > least).any())
 
 
 def _cosines(one_ND: NDArray[np.float32], other_ND: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -10,8 +10,10 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from operators.embedder import checkpoint, fingerprint, layouts
+from operators.embedder.adapter_files import adapter_digest, pinned
 from operators.embedder.head_files import DIMS, head_weights, head_width
 from operators.embedder.recipe import EmbedderConfig, Recipe, check_template, load_recipe
 from operators.embedder.static import folder as static_folder
@@ -27,6 +29,7 @@ ENGINE_VERSION = 2
 _NOT_IN_FINGERPRINT = {
     "checkpoint",
     "revision",
+    "adapters",
     "prompts",
     "task",
     "example",
@@ -49,6 +52,7 @@ class EmbedderSpec:
     weights_digest: str  # the head's included
     tokenizer_digest: str
     fingerprint: str  # sha256 hex over all that determines the vectors
+    adapter_digests: tuple[str, ...] = ()
 
 
 def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> EmbedderSpec:
@@ -58,7 +62,7 @@ def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> Embe
         return _static_spec(model, recipe, config)
     root = checkpoint.locate_root(recipe.checkpoint, recipe.revision, weights=False)
     folder = checkpoint.weights_folder(root)
-    model_config = checkpoint.read_config(folder)
+    model_config = text_config(folder, recipe)
     commit = checkpoint.hub_commit(folder) if _on_hub(recipe.checkpoint) else None
     recipe = recipe.model_copy(
         update={
@@ -66,6 +70,7 @@ def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> Embe
             "compute_dtype": config.compute_dtype or recipe.compute_dtype,
             "trust_remote_code": recipe.trust_remote_code or config.trust_remote_code,
             "revision": commit,
+            "adapters": tuple(pinned(name) for name in recipe.adapters),
             "task": config.task if config.task is not None else recipe.task,
             "examples": config.examples if config.examples is not None else recipe.examples,
         }
@@ -77,16 +82,27 @@ def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> Embe
     recipe, dim = _sized(recipe, config.dims, root, checkpoint.hidden_size(folder, model_config))
     templates = templates_of(recipe, config)
     weights = f"{recipe.checkpoint}@{commit}" if commit else weights_digest(root, recipe.head)
+    adapters = tuple(adapter_digest(name) for name in recipe.adapters)
     tokenizer = fingerprint.tokenizer_digest(folder)
     facts = {
         "engine": ENGINE_VERSION,
         "weights": weights,
+        "adapters": adapters,
         "tokenizer": tokenizer,
         "templates": [dataclasses.astuple(template) for template in templates],
         "dim": dim,
         **recipe.model_dump(exclude=_NOT_IN_FINGERPRINT),
     }
-    return EmbedderSpec(model, recipe, templates, dim, weights, tokenizer, fingerprint.mapping_digest(facts))
+    digest = fingerprint.mapping_digest(facts)
+    return EmbedderSpec(model, recipe, templates, dim, weights, tokenizer, digest, adapters)
+
+
+def text_config(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """The config of a recipe's text model, which may be a part of the checkpoint."""
+    config = checkpoint.read_config(folder)
+    if recipe.trunk is None:
+        return config
+    return checkpoint.trunk_config(config, recipe.trunk.config, recipe.trunk.model_type)
 
 
 def _static_spec(model: str, recipe: Recipe, config: EmbedderConfig) -> EmbedderSpec:
@@ -145,6 +161,8 @@ def verified_folder(spec: EmbedderSpec, weights: bool) -> Path:
     same = fingerprint.tokenizer_digest(folder) == spec.tokenizer_digest
     if weights and not _on_hub(spec.recipe.checkpoint):
         same = same and _digest_of(spec.recipe, root) == spec.weights_digest
+    if weights:
+        same = same and tuple(adapter_digest(name) for name in spec.recipe.adapters) == spec.adapter_digests
     if not same:
         raise InputError(
             f"the checkpoint {folder} on this machine is not the one that the run was planned with: "

@@ -71,6 +71,8 @@ class Tokenizer:
     def __init__(self, spec: EmbedderSpec) -> None:
         self._backend = _load_backend(spec)
         self._recipe = recipe = spec.recipe
+        if recipe.prepend is not None:
+            self._backend.add_tokens([recipe.prepend.token])
         self._first, self._last = _special_ids(self._backend)
         self._own_last = len(self._last)
         self.end_id = self._backend.token_to_id(recipe.end_token) if recipe.end_token is not None else None
@@ -90,8 +92,9 @@ class Tokenizer:
 
     @property
     def max_id(self) -> int:
-        """The largest id that can come out."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values())
+        """The largest id that can come out, but for that of a recipe's placeholder, which the model is made to know."""
+        own = self._recipe.prepend.token if self._recipe.prepend is not None else None
+        return max(i for token, i in self._backend.get_vocab(with_added_tokens=True).items() if token != own)
 
     def token_id(self, token: str) -> int:
         """The id of a token; raises InputError where the vocabulary has none."""

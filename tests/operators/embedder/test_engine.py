@@ -178,12 +178,6 @@ def test_a_window_is_kept_or_lifted(tmp_path: Path, kind: Literal["mistral", "ge
         np.testing.assert_allclose(embed(spec, TEXTS), expected_ND, atol=5e-5)
 
 
-def test_a_window_that_is_not_there_cannot_be_lifted(tmp_path: Path) -> None:
-    checkpoints.tiny_decoder(tmp_path, kind="llama")
-    with pytest.raises(InputError, match=r"window: none has no effect: .* has no sliding window"):
-        embed_with(write_recipe(tmp_path, window="none"), TEXTS)
-
-
 def test_layers_are_averaged(tmp_path: Path) -> None:
     checkpoints.tiny_decoder(tmp_path, layers=3)
     spec = embedder_spec(write_recipe(tmp_path, layers=[1, -2], normalize=False), config_of(), RECIPES)
@@ -292,7 +286,7 @@ def test_flops_are_two_per_weight_and_the_attention(tmp_path: Path) -> None:
     matrices = 3 * (4 * 32 * 32 + 2 * 32 * 64)  # q, k, v, o and both halves of the MLP
     assert flops.per_token == pytest.approx(2 * matrices, rel=0.1)  # biases and norms are counted too
     assert flops.total(np.array([10, 20])) == 30 * flops.per_token + 500 * (3 * 4 * 32)
-    assert Flops.of_folder(tmp_path, trust_remote_code=False) == flops
+    assert Flops.of_folder(tmp_path, spec.recipe) == flops
 
 
 def test_a_gpu_that_is_not_there(bert: tuple[EmbedderSpec, Embedder, pa.ListArray]) -> None:

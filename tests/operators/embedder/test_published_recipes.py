@@ -258,6 +258,146 @@ def test_gritlm_embeds(tmp_path: Path, role: str, record_property: Record) -> No
     )
 
 
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_nv_embed(tmp_path: Path, role: str, record_property: Record) -> None:
+    head = checkpoints.tiny_nv_embed(tmp_path, sliding_window=16)
+    tokenizer = tokenizer_of(tmp_path)
+    instruction = "Instruct: find it\nQuery: " if role == "query" else ""
+    left_out = len(tokenizer.tokenize(instruction))  # as NV-Embed counts: without <s>, with the blank at the end
+    rows = [instructed(tmp_path, instruction, text, "</s>") for text in TEXTS]
+    model = transformers.MistralModel.from_pretrained(tmp_path / "trunk").eval()
+    expected = unit(
+        latent_attention(head, own[-1])[left_out:].mean(0)
+        for own in states(tmp_path, rows, bidirectional=True, model=model)
+    )
+    check(
+        record_property,
+        "nv-embed-v2",
+        tmp_path,
+        "latent attention as published, each text alone",
+        expected,
+        sides=BOTH,
+        changes={"task": "find it", "latent_attention": {"prefix": "latent_attention_model.", "heads": 2}},
+        role=role,
+    )
+
+
+def latent_attention(head: dict[str, torch.Tensor], states_LD: torch.Tensor) -> torch.Tensor:
+    """NV-Embed's formula for one text, with two heads, step by step."""
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], head[f"{name}.weight"], head[f"{name}.bias"])
+
+    block = "cross_attend_blocks."
+    query = norm(states_LD, f"{block}0.norm") @ head[f"{block}0.fn.to_q.weight"].T
+    both = norm(head["latents"], f"{block}0.norm_context") @ head[f"{block}0.fn.to_kv.weight"].T
+    key, value = both.chunk(2, dim=-1)
+    outputs = []
+    for q, k, v in zip(query.chunk(2, -1), key.chunk(2, -1), value.chunk(2, -1), strict=True):
+        outputs.append(torch.softmax(q @ k.T / q.shape[-1] ** 0.5, dim=-1) @ v)
+    states_LD = torch.cat(outputs, -1) @ head[f"{block}0.fn.to_out.weight"].T + states_LD
+    inner = norm(states_LD, f"{block}1.norm") @ head[f"{block}1.fn.net.0.weight"].T + head[f"{block}1.fn.net.0.bias"]
+    x, gate = inner.chunk(2, dim=-1)
+    gated = x * torch.nn.functional.gelu(gate)
+    return gated @ head[f"{block}1.fn.net.2.weight"].T + head[f"{block}1.fn.net.2.bias"] + states_LD
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_bge_en_icl(tmp_path: Path, role: str, record_property: Record) -> None:
+    specials = ("</s>", "<instruct>", "<query>", "<response>")
+    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, max_tokens=256, specials=specials))
+    examples = [{"query": "one way", "response": "a day"}, {"query": "part", "response": "whole"}]
+    prefix = "".join(f"<instruct>find it\n<query>{e['query']}\n<response>{e['response']}\n\n" for e in examples)
+    prefix += "<instruct>find it\n<query>"
+    suffix = "\n<response>"
+    max_tokens = len(tokenizer(prefix)["input_ids"]) + 40
+
+    def ids(text: str) -> list[int]:
+        if role == "document":
+            return instructed(tmp_path, "", text, "</s>", max_tokens)
+        ends = [end for _, end in tokenizer(prefix + text, return_offsets_mapping=True)["offset_mapping"]]
+        for end in sorted(ends, reverse=True):  # the longest text that fits, ending with a token
+            found = tokenizer((prefix + text)[:end] + suffix)["input_ids"]
+            if len(found) < max_tokens:
+                return [*found, tokenizer.convert_tokens_to_ids("</s>")]
+        raise AssertionError("the prompt alone is too long")
+
+    rows = [ids(text) for text in TEXTS]
+    assert {row[-1] for row in rows} == {tokenizer.convert_tokens_to_ids("</s>")}
+    if role == "query":
+        assert {row[-2] for row in rows} == {tokenizer.convert_tokens_to_ids("<response>")}
+    assert max(map(len, rows)) == max_tokens
+    expected = unit(own[-1][-1] for own in states(tmp_path, rows))
+    check(
+        record_property,
+        "bge-en-icl",
+        tmp_path,
+        "examples, query, suffix; each alone, the query cut to fit",
+        expected,
+        sides=BOTH,
+        changes={"task": "find it", "examples": examples, "max_tokens": max_tokens},
+        role=role,
+    )
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_llm2vec(tmp_path: Path, role: str, merged: bool, record_property: Record) -> None:
+    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, sliding_window=16))
+    model: Any = transformers.AutoModel.from_pretrained(tmp_path)
+    for name, seed in (("mntp", 1), ("supervised", 2)):
+        adapted = checkpoints.with_lora(model, seed)
+        adapted.save_pretrained(str(tmp_path / name))
+        model = adapted.merge_and_unload()
+    before = "[INST] find it:" if role == "query" else "[INST]"
+    rows, spans = [], []
+    for text in SHORT:
+        encoding = tokenizer(f"{before} {text} [/INST]", return_offsets_mapping=True)
+        rows.append(encoding["input_ids"])
+        spans.append([i for i, (start, end) in enumerate(encoding["offset_mapping"]) if end > len(before)])
+    found = states(tmp_path, rows, bidirectional=True, model=model.eval())
+    expected = unit(own[-1][span].mean(0) for own, span in zip(found, spans, strict=True))
+    check(
+        record_property,
+        "llm2vec-mistral-7b",
+        tmp_path,
+        "peft's merged adapters, tokens after the instruction by offset, each text alone",
+        expected,
+        SHORT,
+        sides=BOTH,
+        changes={
+            "adapters": [str(tmp_path / "mntp"), str(tmp_path / "supervised")],
+            "merge_adapters": merged,
+            "task": "find it:",
+            "max_tokens": 128,
+        },
+        role=role,
+    )
+
+
+def test_gritlm_still_generates(tmp_path: Path) -> None:
+    specials = ("<|user|>", "<|embed|>", "<|assistant|>")
+    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, specials=specials))
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.MistralForCausalLM(config).save_pretrained(tmp_path)
+    prompt = tokenizer("<|user|>\nthe world\n<|assistant|>\n", return_tensors="pt")
+
+    def generate() -> list[int]:
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        return [int(token) for token in model.generate(**prompt, do_sample=False, max_new_tokens=8)[0]]
+
+    before = generate()
+    embed(recipe_file("gritlm-7b", tmp_path), SHORT)
+    assert generate() == before
+    ids, model = prompt["input_ids"][0].tolist(), transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        while len(ids) < len(before):  # greedily, one causal forward a token
+            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    assert ids == before
+
+
 # Heads
 
 
@@ -324,7 +464,7 @@ def sentence(text: str) -> str:
         (
             "prompteol-opt-1.3b",
             "opt",
-            'This sentence : "A jockey riding a horse." means in one word:"Equestrian".\n',
+            'This sentence : "A jockey riding a horse." means in one word:"Equestrian".',
         ),
         ("pretended-cot", "llama", "After thinking step by step , "),
         (
@@ -368,4 +508,58 @@ def test_promptbert(tmp_path: Path, record_property: Record) -> None:
         expected,
         texts,
         changes={"max_tokens": 400},
+    )
+
+
+def test_metaeol(tmp_path: Path, record_property: Record) -> None:
+    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, kind="llama", max_tokens=512))
+    prompts = yaml.safe_load((RECIPES / "metaeol-llama-2-7b.yaml").read_text())["prompts"]["document"]
+    assert len(prompts) == 8
+    by_prompt = []
+    for prompt in prompts:
+        rows = [tokenizer(prompt.replace("{text}", sentence(text)))["input_ids"] for text in SHORT]
+        by_prompt.append(np.stack([own[-1][-1] for own in states(tmp_path, rows)]))
+    check(
+        record_property,
+        "metaeol-llama-2-7b",
+        tmp_path,
+        "mean over the prompts, each alone",
+        np.mean(by_prompt, axis=0),
+        SHORT,
+        sides=BOTH,
+        changes={"max_tokens": 500},
+    )
+
+
+def test_token_prepending(tmp_path: Path, record_property: Record) -> None:
+    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, kind="llama", max_tokens=256, layers=4))
+    tokenizer.add_tokens(["<PST>"])
+    placeholder = tokenizer.convert_tokens_to_ids("<PST>")
+    model = transformers.LlamaModel.from_pretrained(tmp_path).eval()
+    embedding = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    expected = []
+    with torch.inference_mode():
+        for text in SHORT:
+            ids = tokenizer(f'This sentence : <PST> "{sentence(text)}" means in one word:"')["input_ids"]
+            slot = ids.index(placeholder)
+            hidden = model.embed_tokens(torch.tensor([[0 if token == placeholder else token for token in ids]]))
+            hidden[0, slot] = embedding
+            positions = torch.arange(len(ids))[None]
+            rotary = model.rotary_emb(hidden, positions)
+            mask = torch.full((1, 1, len(ids), len(ids)), torch.finfo(torch.float32).min).triu(1)
+            for index, layer in enumerate(model.layers[:3]):
+                if 1 <= index < 2:
+                    hidden[0, slot] = hidden[0, -1]
+                output = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
+                hidden = output[0] if isinstance(output, tuple) else output
+            expected.append(hidden[0, -1].numpy())  # of layer 3, without the last norm
+    check(
+        record_property,
+        "token-prepending-llama-2-7b",
+        tmp_path,
+        "the layers one by one, each prompt alone",
+        np.stack(expected),
+        SHORT,
+        sides=BOTH,
+        changes={"max_tokens": 250, "prepend": {"exit_layer": 2}, "layers": [3]},
     )
