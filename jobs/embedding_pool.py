@@ -82,7 +82,7 @@ class EmbeddingWorker:
         tokens = self._tokenizers[spec.fingerprint](texts)
         vectors = self._embedder(tokens.input_ids)
         bad = np.flatnonzero(~vectors.finite_N)
-        if len(bad):
+        if len(bad) and spec.recipe.kind != "static":  # that has zeros for a text without a known word
             text = texts[int(bad[0])].as_py()
             raise InputError(
                 f"check the model: it gives NaN, infinity or a zero vector for {len(bad)} of {len(texts)} texts, such "

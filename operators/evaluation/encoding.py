@@ -55,10 +55,14 @@ class Retriever(Protocol):
 
 
 def unit_vectors(vectors_ND: Vectors, what: str) -> Vectors:
-    """The vectors scaled to length 1, for inner products to be cosines; InputError where one is zero or not finite."""
+    """The vectors scaled to length 1, for inner products to be cosines; InputError where one is not finite.
+
+    A zero vector stays zero, so that its cosine with any other is 0, as in sentence-transformers: it is what a static
+    embedder has for a text without a known word.
+    """
     norms_N = np.linalg.norm(vectors_ND.astype(np.float64), axis=1)
-    bad = int((~np.isfinite(norms_N) | (norms_N == 0)).sum())
+    bad = int((~np.isfinite(norms_N)).sum())
     if bad:
-        raise InputError(f"check the model: {bad:,} of {len(vectors_ND):,} vectors of {what} are zero or not finite")
-    units_ND: Vectors = (vectors_ND / norms_N[:, None]).astype(np.float32)
+        raise InputError(f"check the model: {bad:,} of {len(vectors_ND):,} vectors of {what} are not finite")
+    units_ND: Vectors = (vectors_ND / np.where(norms_N > 0, norms_N, 1.0)[:, None]).astype(np.float32)
     return units_ND

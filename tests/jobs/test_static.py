@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 
 from tests.checkpoints import WORDS
+from tests.evaluation_sets import write_beir
 from tests.jobs.running import documents, rejected_of, run_job, vectors_of, write_config, write_jsonl
 from tests.static_embedders import DIM, word_table, write_recipe, write_vectors
 
@@ -85,6 +88,41 @@ def test_a_distilled_model_embeds_as_sentence_transformers(
         [texts[doc_id] for doc_id in table["doc_id"].to_pylist()]
     )
     np.testing.assert_allclose(np.stack(table["embedding"].to_numpy(zero_copy_only=False)), expected, atol=1e-6)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_document_without_a_known_word_is_no_fault_of_an_evaluation(tmp_path: Path) -> None:
+    pytest.importorskip("mteb")
+    folder = write_beir(tmp_path / "beir")
+    with gzip.open(folder / "corpus.jsonl.gz", "at") as stream:
+        stream.write(json.dumps({"_id": "unknown", "title": "", "text": "zebra okapi"}) + "\n")
+    recipe = write_recipe(tmp_path, write_vectors(tmp_path / "glove.txt", "glove"))
+    tasks = [{"name": "beir", "kind": "retrieval", "path": str(folder)}]
+    config = tmp_path / "evaluate.yaml"
+    output = {"path": str(tmp_path / "scores.json")}
+    config.write_text(
+        yaml.safe_dump({"model": recipe, "tasks": tasks, "output": output, "compute": {"workers": [1, 1]}})
+    )
+    assert run_job("evaluate", config) == 0
+
+    def unit_mean(text: str) -> NDArray[np.float64]:
+        known = [vector_of[word] for word in text.split() if word in vector_of] or [np.zeros(DIM)]
+        mean_D = np.mean(known, axis=0)
+        return np.asarray(mean_D / (np.linalg.norm(mean_D) or 1.0))
+
+    vector_of = dict(zip(WORDS, word_table().astype(np.float64), strict=True))
+    with gzip.open(folder / "corpus.jsonl.gz", "rt") as stream:
+        corpus = {row["_id"]: unit_mean(f"{row['title']} {row['text']}") for row in map(json.loads, stream)}
+    relevant: dict[str, set[str]] = {}
+    for line in (folder / "qrels.tsv").read_text().splitlines()[1:]:
+        relevant.setdefault(line.split("\t")[0], set()).add(line.split("\t")[1])
+    recalls = []
+    for row in map(json.loads, (folder / "queries.jsonl").read_text().splitlines()):
+        if row["_id"] in relevant:
+            nearest = sorted(corpus, key=lambda doc: -float(corpus[doc] @ unit_mean(row["text"])))[:10]
+            recalls.append(len(relevant[row["_id"]] & set(nearest)) / len(relevant[row["_id"]]))
+    found = json.loads((tmp_path / "scores.json").read_text())["beir"]["recall_at_10"]
+    assert found == pytest.approx(np.mean(recalls), abs=1e-6)
 
 
 def test_a_wrong_file_stops_the_job_before_anything_is_written(

@@ -103,14 +103,14 @@ def pairs_of(path: Path, columns: tuple[str, str]) -> tuple[list[str], list[str]
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
 def test_static_minilm_is_worth_what_was_measured(tmp_path: Path) -> None:
-    """STSb test Spearman .661 (MiniLM itself .820), WordSim-353 and SimLex-999 as measured when it was written."""
+    """As measured when it was written: STSb .661 (MiniLM itself .820), WordSim-353 .684, SimLex-999 .455."""
     distill_static(embedder_spec("minilm", EmbedderConfig(), RECIPES), tmp_path / "static", 256, 1e-4, UNUSED)
     model = str(tmp_path / "static")
     sts = spearman_of(model, *pairs_of(DATA / "sts" / "stsb-en" / "test.tsv", ("sentence1", "sentence2")))
     wordsim = spearman_of(model, *pairs_of(DATA / "wordsim" / "EN-WS-353-ALL.tsv", ("word1", "word2")))
     simlex = spearman_of(model, *pairs_of(DATA / "wordsim" / "EN-SIMLEX-999.tsv", ("word1", "word2")))
     print(f"\nstatic MiniLM: STSb {sts:.4f}, WordSim-353 {wordsim:.4f}, SimLex-999 {simlex:.4f}")
-    assert sts == pytest.approx(0.661, abs=0.01)
+    assert (sts, wordsim, simlex) == pytest.approx((0.661, 0.684, 0.455), abs=0.01)
     reference = sentence_transformers.SentenceTransformer(model, device="cpu")
     texts = pairs_of(DATA / "sts" / "stsb-en" / "test.tsv", ("sentence1", "sentence2"))[0]
     np.testing.assert_allclose(embed(model, texts), reference.encode(texts), atol=1e-6)
