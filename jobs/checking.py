@@ -17,12 +17,12 @@ from jobs.config import EmbedConfig
 from jobs.duplicates import duplicated_in_store
 from jobs.pipeline import EMBED_CPU_SHARE
 from operators.corpus.reading import read_fragments
-from operators.embedder.choice import load_embedder
+from operators.embedder.choice import load_chunk_embedder, load_embedder
 from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.fragment import REJECTED_SCHEMA, FragmentBatch
 from operators.guard import AttemptLedger
-from operators.stages import tokenize_fragment
+from operators.stages import inputs_of, tokenize_fragment
 from operators.storage import Location
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, read_table, record_from_dict
@@ -80,7 +80,8 @@ def _embed_again(
     config: EmbedConfig, spec: EmbedderSpec, dataset: Location, identity: Identity, records: Sequence[FragmentRecord]
 ) -> tuple[int, float]:
     tokenizer = Tokenizer(spec)
-    embedder = load_embedder(spec, device=config.embedder.device, threads=config.compute.cpus_per_worker)
+    load = load_chunk_embedder if config.chunking.late else load_embedder
+    embed = load(spec, device=config.embedder.device, threads=config.compute.cpus_per_worker)
     documents, least = 0, 1.0
     for record in records:
         stored = read_table(data_file(dataset, record.key))
@@ -94,7 +95,7 @@ def _embed_again(
         before = stored.filter(_is_one_of(stored, sample))
         if before.num_rows != tokens.num_rows:
             return documents, -1.0
-        vectors = embedder(tokens["input_ids"].combine_chunks())
+        vectors = embed(inputs_of(tokens))
         least = min(least, worst_cosine(before["embedding"].combine_chunks(), vectors.values_ND, identity))
         documents += len(sample)
     return documents, least

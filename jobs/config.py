@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.corpus.chunking import Chunking
+from operators.corpus.chunking_config import Chunking
 from operators.corpus.source import Source
 from operators.embedder.recipe import EmbedderConfig
 from operators.planning.estimate import Hardware

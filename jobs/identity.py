@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.config import EmbedConfig
-from operators.corpus.chunking import CHUNKER_VERSION
+from operators.corpus.chunking_config import CHUNKER_VERSION
 from operators.corpus.inspect import inspect_source
 from operators.embedder.fingerprint import mapping_digest
 from operators.embedder.spec import EmbedderSpec
+from operators.embedder.windows import check_late
 from operators.errors import InputError
 from operators.fragment import SourceFile
 from operators.storage import Location
@@ -28,6 +29,8 @@ def identify(
     An output that exists keeps its own; raises InputError where it belongs to another model or other settings. For a
     new one the head of the source is opened, to check the columns and learn the types of the kept ones.
     """
+    if config.chunking.late:
+        check_late(spec)
     present = read_identity(dataset)
     if present is not None and tuple(present.keep.names) == config.output.keep:
         wanted = _identity(config, spec, present.keep_schema, present.pack_below_bytes)

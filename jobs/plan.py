@@ -16,7 +16,7 @@ from jobs.backlog import find_backlog
 from jobs.config import EmbedConfig as Config
 from jobs.identity import RECIPES, identify
 from jobs.outcome import public_config
-from operators.corpus.chunking import check_fits
+from operators.corpus.chunking_config import check_fits
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_sample
 from operators.corpus.units import choose_pack_below

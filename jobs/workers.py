@@ -20,10 +20,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.config import EmbedConfig
-from operators.corpus.chunking import Chunking, check_fits
+from operators.corpus.chunking_config import Chunking, check_fits
 from operators.corpus.reading import empty_rows, read_fragments, read_sample
 from operators.embedder import quantization
-from operators.embedder.choice import load_embedder
+from operators.embedder.choice import load_chunk_embedder, load_embedder
 from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
@@ -173,7 +173,8 @@ class EmbedWorker:
     def __init__(self, setup: Setup) -> None:
         embedder = setup.config.embedder
         self._setup = setup
-        self._embedder = load_embedder(
+        load = load_chunk_embedder if setup.config.chunking.late else load_embedder
+        self._embed = load(
             setup.spec,
             batch_tokens=embedder.batch_tokens,
             device=embedder.device,
@@ -184,7 +185,7 @@ class EmbedWorker:
         batch = from_row(block)
         if batch.is_written:
             return block
-        return to_row(embed_fragment(batch, self._embedder, self._setup.identity, self._setup.ledger))
+        return to_row(embed_fragment(batch, self._embed, self._setup.identity, self._setup.ledger))
 
 
 def write(block: pa.Table, setup: Setup) -> pa.Table:

@@ -1,32 +1,37 @@
 """The steps of the embed pipeline, each on one fragment: rows -> tokens -> vectors.
 
-A step works on rows [start, end) at a time under `run_guarded`, so that rows which kill the process or which the model
-cannot embed are rejected one by one. A document is rejected as a whole: if one of its chunks gets no vector, none of
-them is written.
+A step works on items [start, end) at a time under `run_guarded`, so that those which kill the process or which the
+model cannot embed are rejected one by one: rows, or with late chunking windows, whose chunks are rows side by side. A
+document is rejected as a whole: if one of its chunks gets no vector, none of them is written.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.corpus.chunking import Chunking, chunk_rows
+from operators.corpus.chunking import chunk_rows
+from operators.corpus.chunking_config import Chunking
 from operators.embedder.quantization import to_arrow
 from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.windows import SPAN_COLUMNS, Windows, tokens_read
 from operators.fragment import LENGTH_EDGES, FragmentBatch
 from operators.guard import Ledger, run_guarded
+from operators.late_chunking import late_chunk_columns, text_hashes
 from operators.store.dataset import Identity
 
 if TYPE_CHECKING:
     from operators.embedder.vectors import Vectors
+
+Embed = Callable[[Any], "Vectors"]  # of what `inputs_of` gives
+_READ = "tokens_read"
 
 # The model may fail on this many single rows of a fragment before the failure counts as the model's own.
 MAX_FAILING_ROWS = 8
@@ -57,36 +62,40 @@ def tokenize_fragment(batch: FragmentBatch, chunking: Chunking, tokenizer: Token
 
 def _tokens_of(rows: pa.Table, chunking: Chunking, tokenizer: Tokenizer) -> tuple[pa.Table, int]:
     chunks = chunk_rows(rows, chunking, tokenizer).combine_chunks()
-    text = _one_array(chunks["text"])
-    tokens = tokenizer(text)
     fixed = ("doc_id", "source_path", "source_row", "chunk", "char_start", "char_end")
     columns = {name: chunks[name] for name in fixed}
-    columns["text_hash"] = pa.array(
-        [hashlib.blake2b(t.encode(), digest_size=16).digest() for t in text.to_pylist()], pa.binary(16)
-    )
-    columns["num_tokens"] = tokens.num_tokens
-    columns["truncated"] = tokens.truncated
-    columns["input_ids"] = tokens.input_ids
+    if chunking.late:
+        late_columns, lost_tokens = late_chunk_columns(rows, chunks, chunking, tokenizer)
+        columns |= late_columns
+    else:
+        text = _one_array(chunks["text"])
+        tokens = tokenizer(text)
+        columns["text_hash"] = text_hashes(text.to_pylist())
+        columns["num_tokens"] = tokens.num_tokens
+        columns["truncated"] = tokens.truncated
+        columns["input_ids"] = tokens.input_ids
+        lost_tokens = tokens.lost_tokens
     columns |= {name: chunks[name] for name in chunks.column_names if name not in (*fixed, "text")}
-    return pa.table(columns), tokens.lost_tokens
+    return pa.table(columns), lost_tokens
 
 
-def embed_fragment(
-    batch: FragmentBatch, embedder: Callable[[pa.ListArray], Vectors], identity: Identity, ledger: Ledger
-) -> FragmentBatch:
-    """Embed a fragment's chunks: TOKENS in; out the same columns with `embedding` in place of `input_ids`."""
+def embed_fragment(batch: FragmentBatch, embedder: Embed, identity: Identity, ledger: Ledger) -> FragmentBatch:
+    """Embed a fragment's chunks: TOKENS in; out the same columns with `embedding` in place of what it was made of."""
     started = time.perf_counter()
     table = batch.table
-    ids = _one_array(table["input_ids"])
+    inputs = inputs_of(table)
+    edges = inputs.edges if isinstance(inputs, Windows) else range(table.num_rows + 1)
 
     def work(start: int, end: int) -> list[tuple[int, int, Vectors | str]]:
-        return _embed_rows(embedder, ids, start, end, [MAX_FAILING_ROWS])
+        return _embed_items(embedder, inputs, start, end, [MAX_FAILING_ROWS])
 
-    done = run_guarded(ledger, f"embed:{batch.fragment.key}", table.num_rows, work)
-    faults = dict.fromkeys(done.killers, ("kills_worker", "the worker process died while embedding this document"))
+    done = run_guarded(ledger, f"embed:{batch.fragment.key}", len(inputs), work)
+    died = ("kills_worker", "the worker process died while embedding this document")
+    faults = {int(edges[item]): died for item in done.killers}
     values = np.zeros((table.num_rows, identity.dim), np.float32)
     padding_tokens, unknown_tokens, flops = 0, 0, 0.0
-    for start, end, result in (piece for _, _, pieces in done.pieces for piece in pieces):
+    for first, stop, result in (piece for _, _, pieces in done.pieces for piece in pieces):
+        start, end = int(edges[first]), int(edges[stop])
         if isinstance(result, str):
             faults[start] = ("embedding_failed", result)
             continue
@@ -96,16 +105,16 @@ def embed_fragment(
         flops += result.flops
         for row in np.flatnonzero(~result.finite_N):
             faults[start + int(row)] = ("non_finite_vector", "the model gave NaN, infinity or a zero vector")
-    table = table.drop_columns(["input_ids"]).append_column(
-        "embedding", to_arrow(values, identity.dtype, identity.scale)
-    )
+    table = table.append_column(_READ, pa.array(tokens_read(table)))
+    table = table.drop_columns(["input_ids", *(SPAN_COLUMNS if isinstance(inputs, Windows) else ())])
+    table = table.append_column("embedding", to_arrow(values, identity.dtype, identity.scale))
     kept, rejected = _drop_documents(table, faults)
     num_tokens = kept["num_tokens"].to_numpy()
     return batch.advance(
-        kept,
+        kept.drop_columns([_READ]),
         rejected,
         chunks=kept.num_rows,
-        tokens=int(num_tokens.sum()),
+        tokens=int(kept[_READ].to_numpy().sum()),
         padding_tokens=padding_tokens,
         unknown_tokens=unknown_tokens,
         flops=flops,
@@ -116,12 +125,17 @@ def embed_fragment(
     ).spent("embed", time.perf_counter() - started)
 
 
-def _embed_rows(
-    embedder: Callable[[pa.ListArray], Vectors], ids: pa.ListArray, start: int, end: int, failures_left: list[int]
+def inputs_of(table: pa.Table) -> pa.ListArray | Windows:
+    """What an embedder takes of a table at the TOKENS stage: the token ids of its rows, or its windows."""
+    return Windows.of_table(table) if SPAN_COLUMNS[0] in table.column_names else _one_array(table["input_ids"])
+
+
+def _embed_items(
+    embedder: Embed, inputs: pa.ListArray | Windows, start: int, end: int, failures_left: list[int]
 ) -> list[tuple[int, int, Vectors | str]]:
-    """Embed rows [start, end); rows on which the model raises are found by halving and come as the error's text."""
+    """Embed items [start, end); those on which the model raises are found by halving and come as the error's text."""
     try:
-        return [(start, end, embedder(ids.slice(start, end - start)))]
+        return [(start, end, embedder(inputs.slice(start, end - start)))]
     except (RuntimeError, ValueError, IndexError) as error:  # what torch raises for a row; anything else is a bug
         if end - start <= 1:
             failures_left[0] -= 1
@@ -129,8 +143,8 @@ def _embed_rows(
                 raise
             return [(start, end, " ".join(f"{type(error).__name__}: {error}".split())[:300])]
         middle = (start + end) // 2
-        first = _embed_rows(embedder, ids, start, middle, failures_left)
-        return first + _embed_rows(embedder, ids, middle, end, failures_left)
+        first = _embed_items(embedder, inputs, start, middle, failures_left)
+        return first + _embed_items(embedder, inputs, middle, end, failures_left)
 
 
 def _drop_documents(table: pa.Table, faults: dict[int, tuple[str, str]]) -> tuple[pa.Table, list[dict[str, object]]]:

@@ -28,11 +28,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.errors import InputError
+from operators.corpus.chunking_config import Chunking
 
-MIN_CHUNK_TOKENS = 8
 PIECE_CHARS = 65536
 _HEAD_CHARS = 64  # a first word longer than this is not worth tokenizing twice: the whole chunk is checked instead
 _WORD_NEAR_TOKENS = 8  # how far an overlapping chunk's start moves back to begin with a whole word
@@ -54,56 +52,11 @@ _TO_LAST_LETTER = re.compile(r"(?s:.*)[\w\s]")
 _PLAIN_SPACES = " \t\n\r"
 
 
-CHUNKER_VERSION = 1  # part of every dataset's fingerprint: raise it when a change of this file moves a chunk's ends
-
-
 class OffsetsTokenizer(Protocol):
     """Tells where a text's own tokens are (no special tokens, no prompt, no truncation)."""
 
     def encode_with_offsets(self, text: str) -> NDArray[np.int64]:
         """Character offsets (start, end) of the tokens in order, shape (T, 2)."""
-
-
-class Chunking(BaseModel):
-    """How documents are cut."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tokens: int | None = Field(
-        default=None,
-        description="most tokens of a chunk, without the model's special tokens and prompt; null = one chunk a "
-        "document, cut off at what the model reads",
-    )
-    overlap: int = Field(
-        default=0, description="tokens that a chunk repeats of the one before it, about; needs chunking.tokens"
-    )
-
-    @model_validator(mode="after")
-    def _overlap_fits(self) -> Chunking:
-        if self.tokens is not None and self.tokens < MIN_CHUNK_TOKENS:
-            raise ValueError(
-                f"set chunking.tokens to {MIN_CHUNK_TOKENS} or more, or to null for one chunk a document; "
-                f"got {self.tokens}"
-            )
-        if self.overlap < 0:
-            raise ValueError(f"set chunking.overlap to 0 or more, got {self.overlap}")
-        if self.overlap and self.tokens is None:
-            raise ValueError(f"set chunking.tokens too, or chunking.overlap to 0; got tokens null, {self.overlap=}")
-        if self.tokens is not None and self.overlap >= self.tokens:
-            raise ValueError(
-                f"set chunking.overlap below chunking.tokens ({self.tokens}; a tenth of it is usual), "
-                f"got {self.overlap}"
-            )
-        return self
-
-
-def check_fits(chunking: Chunking, max_text_tokens: int) -> None:
-    """Refuse chunks longer than the model reads (`max_text_tokens`: its limit less special tokens and prompt)."""
-    if chunking.tokens is not None and chunking.tokens > max_text_tokens:
-        raise InputError(
-            f"set chunking.tokens to {max_text_tokens} or less: the model reads {max_text_tokens} tokens of text "
-            f"(special tokens and prompt not counted), so chunks of {chunking.tokens} would be cut off"
-        )
 
 
 def chunk_rows(rows: pa.Table, chunking: Chunking, tokenizer: OffsetsTokenizer) -> pa.Table:

@@ -26,6 +26,7 @@ class Batch:
     ids_T: NDArray[np.int64]  # token ids, one row after another
     lengths_B: NDArray[np.int64]
     spans_B2: NDArray[np.int64] | None = None  # start and end of the tokens that are pooled; None: all of a row's
+    chunks_S3: NDArray[np.int64] | None = None  # late chunks, row by row: row, start, end; None: one vector a row
 
     def mask(self, side: Side = "right") -> NDArray[np.bool_]:
         """mask_BL: where rows padded on `side` have a token."""
@@ -48,6 +49,23 @@ class Batch:
         spans_B2 = self.spans_B2 + np.reshape(starts_B, (-1, 1))
         positions_L = np.arange(length)
         return np.asarray((positions_L >= spans_B2[:, :1]) & (positions_L < spans_B2[:, 1:]))
+
+    def row_starts(self, side: Side | None) -> NDArray[np.int64]:
+        """Where each row's first token is among all places of the rows padded on `side`, or packed (None)."""
+        if side is None:
+            return np.cumsum(self.lengths_B) - self.lengths_B
+        length = self.lengths_B.max()
+        starts_B: NDArray[np.int64] = np.arange(len(self.lengths_B)) * length
+        return starts_B if side == "right" else starts_B + (length - self.lengths_B)
+
+    def chunk_places(self, side: Side | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Among the same places, those of the chunks' tokens, chunk after chunk, and where each of the S begins."""
+        assert self.chunks_S3 is not None, "the batch has late chunks"
+        rows_S, starts_S, ends_S = self.chunks_S3.T
+        lengths_S = ends_S - starts_S
+        begins_S = np.cumsum(lengths_S) - lengths_S
+        shifts_S = self.row_starts(side)[rows_S] + starts_S - begins_S
+        return np.repeat(shifts_S, lengths_S) + np.arange(int(lengths_S.sum())), begins_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.windows import Windows, check_late
 
 if TYPE_CHECKING:
     from operators.embedder.engine import Embedder
     from operators.embedder.static.engine import StaticEmbedder
+    from operators.embedder.vectors import Vectors
 
 
 def load_embedder(
@@ -29,6 +31,19 @@ def load_embedder(
     from operators.embedder.engine import Embedder  # torch and transformers, 5 s that the driver need not wait for
 
     return Embedder(spec, batch_tokens, device, threads)
+
+
+def load_chunk_embedder(
+    spec: EmbedderSpec,
+    batch_tokens: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
+) -> Callable[[Windows], Vectors]:
+    """The same for late chunking: windows of documents in. Raises InputError for a model that has no late chunks."""
+    check_late(spec)
+    from operators.embedder.engine import Embedder  # as above
+
+    return Embedder(spec, batch_tokens, device, threads).of_chunks
 
 
 def flops_of(spec: EmbedderSpec) -> Callable[[NDArray[np.int64]], float]:

@@ -32,6 +32,7 @@ from operators.embedder.prepending import TokenPrepending
 from operators.embedder.spec import EmbedderSpec, text_config, verified_folder
 from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
+from operators.embedder.windows import Windows
 from operators.errors import InputError
 
 
@@ -82,9 +83,37 @@ class Embedder:
         order = plan.order
         if len(self._layouts) > 1:
             pooled, order = self._averaged(pooled, plan.order, len(input_ids))
+        return self._vectors(pooled, order, len(input_ids), plan, lengths_M)
+
+    @torch.inference_mode()
+    def of_chunks(self, windows: Windows) -> Vectors:
+        """Vectors of the chunks of whole documents (late chunking), in their order."""
+        lengths_M = np.diff(windows.input_ids.offsets.to_numpy())
+        plan = batching.plan(lengths_M, self.batch_tokens)
+        pooled = torch.zeros(len(windows.spans_C2), self.spec.dim, device=self.device)
+        order = np.empty(len(pooled), np.int64)
+        start = 0
+        for batch, chunks_S in windows.batches(plan):
+            end = start + len(chunks_S)
+            pooled_SD = self._forward(batch)
+            pooled_SD = pooled_SD if self._head is None else self._head(pooled_SD)
+            pooled[start:end] = pooled_SD[:, : self.spec.dim]
+            order[start:end] = chunks_S
+            start = end
+        return self._vectors(pooled, order, len(pooled), plan, lengths_M)
+
+    def _vectors(
+        self,
+        pooled: torch.Tensor,
+        order: NDArray[np.int64],
+        num: int,
+        plan: batching.Plan,
+        lengths_M: NDArray[np.int64],
+    ) -> Vectors:
+        """What was pooled, finished, fetched and put back in order: row i of it belongs to `order[i]` of `num`."""
         values, finite = finish(pooled, self.spec.recipe.normalize)
-        values_ND = np.zeros((len(input_ids), self.spec.dim), np.float32)
-        finite_N = np.zeros(len(input_ids), np.bool_)
+        values_ND = np.zeros((num, self.spec.dim), np.float32)
+        finite_N = np.zeros(num, np.bool_)
         values_ND[order] = values.cpu().numpy()
         finite_N[order] = finite.cpu().numpy()
         return Vectors(

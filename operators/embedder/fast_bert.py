@@ -35,7 +35,7 @@ import transformers
 from numpy.typing import NDArray
 
 from operators.embedder.batching import Batch
-from operators.embedder.pooling import pool
+from operators.embedder.pooling import pool, pool_chunks
 
 if TYPE_CHECKING:
     from operators.embedder.recipe import Pooling
@@ -122,6 +122,9 @@ class PackedBert:
             states_TD = layer.rest(self._attend(layer, states_TD, runs), states_TD)
         layer = self._layers[-1]
         context_TD = self._attend(layer, states_TD, runs)
+        if batch.chunks_S3 is not None:
+            places_P, begins_S = (torch.from_numpy(places) for places in batch.chunk_places(None))
+            return pool_chunks(layer.rest(context_TD, states_TD), places_P, begins_S)
         if self.pooling == "mean":
             return _mean(layer.rest(context_TD, states_TD), runs)
         # what follows the last attention is per token, and only one token of a text is asked for

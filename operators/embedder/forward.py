@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from operators.embedder.batching import Batch, Side
-from operators.embedder.pooling import pool
+from operators.embedder.pooling import pool, pool_chunks
 from operators.embedder.prepending import TokenPrepending
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2048, 16384
 
 
 class PooledForward(Protocol):
-    """Tokens of a batch -> pooled_BD float32 on the model's device, rows in the batch's order.
+    """Tokens of a batch -> pooled_BD float32 on the model's device, rows in the batch's order; of a batch with late
+    chunks, one row for each of them (pooling `mean`).
 
     Before the recipe's head, not cut to fewer dimensions, not normalised; that is the engine's part, as are rows that
     are not finite.
@@ -120,10 +121,14 @@ class PaddedForward:
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         tokens = self._trunk(batch)
+        states_BLD = tokens.states_BLD if self._token_head is None else self._token_head(tokens.states_BLD)
+        if batch.chunks_S3 is not None:
+            places_P, begins_S = (torch.from_numpy(places) for places in batch.chunk_places(self._trunk.side))
+            to_device = self._trunk.to_device
+            return pool_chunks(states_BLD.flatten(0, 1), to_device(places_P), to_device(begins_S))
         pooled_BL = None
         if batch.spans_B2 is not None:
             pooled_BL = self._trunk.to_device(torch.from_numpy(batch.pooled(self._trunk.side)))
         if self._pooled_id is not None:
             pooled_BL = (tokens.mask_BL if pooled_BL is None else pooled_BL) & (tokens.ids_BL == self._pooled_id)
-        states_BLD = tokens.states_BLD if self._token_head is None else self._token_head(tokens.states_BLD)
         return pool(states_BLD, tokens.mask_BL, self._pooling, pooled_BL)

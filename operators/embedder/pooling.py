@@ -1,6 +1,6 @@
 """From token states to one vector per text.
 
-Shapes: B rows, L padded length, D width of a state, N rows of a call.
+Shapes: B rows, L padded length, D width of a state, S chunks, P tokens of all chunks, T places of a batch.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from operators.embedder.recipe import Pooling
@@ -35,3 +36,9 @@ def pool(
         token_B = over_BL.shape[1] - 1 - over_BL.flip(1).to(torch.int32).argmax(dim=1)
     picked_BD = states_BLD[torch.arange(len(token_B), device=token_B.device), token_B].to(torch.float32)
     return picked_BD if pooled_BL is None else picked_BD.masked_fill(~over_BL.any(dim=1, keepdim=True), 0.0)
+
+
+def pool_chunks(states_TD: torch.Tensor, places_P: torch.Tensor, begins_S: torch.Tensor) -> torch.Tensor:
+    """pooled_SD in float32: the mean of the states at each chunk's places, `begins_S` being its first of them."""
+    # a bag of rows of a table is summed in order and without a copy, and looks at no other row: padding may be NaN
+    return F.embedding_bag(places_P, states_TD.to(torch.float32), begins_S, mode="mean")

@@ -126,8 +126,7 @@ def estimate_run(
     lengths_C = np.concatenate([sample.tokens_by_chunk_C for sample in samples])
     weights_C = np.repeat(weights_D, [len(sample.tokens_by_chunk_C) for sample in samples])
     num_chunks = _chunks_per_fragment(samples, expansion, setting.fragment_rows)
-    # A fragment's lengths as evenly spaced quantiles: the plan gets no noise of its own.
-    fragment_N = _quantiles(lengths_C, weights_C, (np.arange(num_chunks) + 0.5) / max(num_chunks, 1))
+    fragment_N = _typical_lengths(np.concatenate([sample.read_C for sample in samples]), weights_C, num_chunks)
     flops_per_token = setting.flops(fragment_N) / fragment_N.sum() if setting.flops and len(fragment_N) else None
     sampled_rows = sum(len(sample.chunks_by_row_R) for sample in samples)
     id_bytes = sum(sample.id_bytes for sample in samples) / max(sampled_rows, 1)
@@ -231,6 +230,14 @@ def _chunks_per_fragment(samples: Sequence[UnitSample], expansion: Expansion, fr
     unit_rows_D = np.minimum(rows_D / [sample.share_read for sample in samples], fragment_rows)
     typical_rows = float(np.average(unit_rows_D, weights=rows_D * expansion.weights_D))
     return max(1, round(typical_rows * expansion.totals["chunks"].value / expansion.totals["documents"].value))
+
+
+def _typical_lengths(read_C: Ints, weights_C: Floats, num_chunks: int) -> Ints:
+    """Lengths of all that the model reads at once in a fragment of so many chunks."""
+    begins_C = read_C > 0
+    num = round(num_chunks * weights_C[begins_C].sum() / weights_C.sum()) if begins_C.any() else 0
+    # As evenly spaced quantiles: the plan gets no noise of its own.
+    return _quantiles(read_C[begins_C], weights_C[begins_C], (np.arange(num) + 0.5) / max(num, 1))
 
 
 def _quantiles(lengths_C: Ints, weights_C: Floats, shares: Floats) -> Ints:

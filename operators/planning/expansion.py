@@ -146,7 +146,7 @@ def _rows(sample: UnitSample) -> Floats:
     """rows_RV: what each sampled row adds to each variable."""
     chunks_R = sample.chunks_by_row_R
     ends_R = np.cumsum(chunks_R)
-    tokens_up_to = np.concatenate([[0], np.cumsum(sample.tokens_by_chunk_C)])
+    tokens_up_to = np.concatenate([[0], np.cumsum(sample.read_C)])
     tokens_R = tokens_up_to[ends_R] - tokens_up_to[ends_R - chunks_R]
     return np.stack([np.ones(len(chunks_R)), tokens_R, chunks_R, chunks_R == 0], axis=1).astype(np.float64)
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from operators.embedder.windows import tokens_read
 from operators.fragment import FragmentBatch
 
 Ints = NDArray[np.int64]
@@ -79,16 +80,22 @@ class UnitSample:
     bytes_read: int  # of those, what the rows below took; unit_bytes (or more) where the unit was read to its end
     chunks_by_row_R: Ints  # 0 for a rejected row
     text_chars_by_row_R: Ints  # 0 for a rejected row
-    tokens_by_chunk_C: Ints  # tokens the model would read: special tokens and prompt included, after truncation
+    tokens_by_chunk_C: Ints  # special tokens and prompt included, after truncation; of late chunks their own alone
     id_bytes: int = 0  # all document ids together, UTF-8
     lost_tokens: int = 0  # cut off by truncation
     truncated: int = 0  # chunks that were cut
+    read_by_chunk_C: Ints | None = None  # late chunking: tokens of the window that begins with the chunk, else 0
 
     def __post_init__(self) -> None:
         """Check that rows, chunks and bytes belong together."""
         assert len(self.chunks_by_row_R) == len(self.text_chars_by_row_R), "one text size for each row"
         assert int(self.chunks_by_row_R.sum()) == len(self.tokens_by_chunk_C), "one token count for each chunk"
         assert self.bytes_read > 0 or self.share_read == 1.0, "a unit that was not read to its end took no bytes"
+
+    @property
+    def read_C(self) -> Ints:
+        """Tokens of what the model reads at once, where it begins with the chunk; 0 for the other chunks of it."""
+        return self.tokens_by_chunk_C if self.read_by_chunk_C is None else self.read_by_chunk_C
 
     @property
     def size_bytes(self) -> int:
@@ -133,11 +140,11 @@ def sample_of(unit_bytes: int, bytes_read: int, batch: FragmentBatch) -> UnitSam
     A row's text is taken to be as long as its last chunk's `char_end`.
     """
     table, rejected = batch.table, batch.rejected
-    tokens: dict[tuple[str, int | None], list[int]] = defaultdict(list)
+    tokens: dict[tuple[str, int | None], list[tuple[int, int]]] = defaultdict(list)
     chars: dict[tuple[str, int | None], int] = defaultdict(int)
     columns = (table[name].to_pylist() for name in ("source_path", "source_row", "num_tokens", "char_end"))
-    for path, row, num_tokens, char_end in zip(*columns, strict=True):
-        tokens[path, row].append(num_tokens)
+    for path, row, num_tokens, char_end, num_read in zip(*columns, tokens_read(table).tolist(), strict=True):
+        tokens[path, row].append((num_tokens, num_read))
         chars[path, row] = max(chars[path, row], char_end)
     places = zip(rejected["source_path"].to_pylist(), rejected["source_row"].to_pylist(), strict=True)
     refused = [place for place in places if place not in tokens]
@@ -150,7 +157,8 @@ def sample_of(unit_bytes: int, bytes_read: int, batch: FragmentBatch) -> UnitSam
         bytes_read=bytes_read,
         chunks_by_row_R=np.array([len(tokens.get(place, ())) for place in order], dtype=np.int64),
         text_chars_by_row_R=np.array([chars.get(place, 0) for place in order], dtype=np.int64),
-        tokens_by_chunk_C=np.array([n for place in order for n in tokens.get(place, ())], dtype=np.int64),
+        tokens_by_chunk_C=np.array([n for place in order for n, _ in tokens.get(place, ())], dtype=np.int64),
+        read_by_chunk_C=np.array([n for place in order for _, n in tokens.get(place, ())], dtype=np.int64),
         id_bytes=pc.sum(pc.binary_length(first_chunks)).as_py() or 0,
         lost_tokens=batch.counts.lost_tokens,
         truncated=pc.sum(table["truncated"]).as_py() or 0,

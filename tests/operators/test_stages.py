@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.corpus.chunking import Chunking
+from operators.corpus.chunking_config import Chunking
 from operators.embedder.tokenizing import Tokens
 from operators.embedder.vectors import Vectors
 from operators.fragment import LENGTH_EDGES, REJECTED_SCHEMA, Counts, Extent, Fragment, FragmentBatch, SourceFile, Unit

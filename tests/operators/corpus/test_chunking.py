@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 import operators.corpus.chunking
-from operators.corpus.chunking import Chunking, check_fits, chunk_rows, chunk_spans
+from operators.corpus.chunking import chunk_rows, chunk_spans
+from operators.corpus.chunking_config import Chunking, check_fits
 from operators.errors import InputError
 
 LONG_DOCUMENTS = Path(__file__).resolve().parents[4] / "shared" / "data" / "corpus" / "longdocs.jsonl.gz"
