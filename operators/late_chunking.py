@@ -46,8 +46,8 @@ def text_hashes(texts: Sequence[str], keys: Sequence[bytes] | None = None) -> pa
 def _documents(rows: pa.Table, chunks: pa.Table) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Each document's text with its chunks' characters."""
     chars_C2 = np.stack([chunks[name].to_numpy() for name in ("char_start", "char_end")], axis=1)
-    first_C = np.flatnonzero(chunks["chunk"].to_numpy() == 0)
-    for text, start, end in zip(rows["text"], first_C, np.append(first_C[1:], len(chars_C2)), strict=True):
+    edges = np.append(np.flatnonzero(chunks["chunk"].to_numpy() == 0), len(chars_C2))
+    for text, start, end in zip(rows["text"], edges[:-1], edges[1:], strict=True):
         yield text.as_py(), chars_C2[start:end]
 
 
