@@ -9,6 +9,7 @@ compared with all queries where they were embedded: neither their texts nor thei
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +40,7 @@ from operators.storage import Location
 _IN_FLIGHT = 2  # blocks a worker: one that it embeds, one that is on its way
 _READ_CPUS = 0.1
 _LEAST_ROWS = 64  # of a block: below, a batch sorted by length pads more than a further worker gains
+_PROMPTS_LOADED = 2  # models in memory of a recipe whose pooling depends on the prompt: for documents and for queries
 _RETRIES = 2  # of a block whose worker died
 
 
@@ -50,6 +52,7 @@ class Effort:
     tokens: int = 0
     documents: int = 0  # texts of corpora
     document_tokens: int = 0
+    unknown: int = 0  # texts without a word that a static model knows
     seconds: float = 0.0  # of the whole pool, loading the model not counted
 
     @property
@@ -65,22 +68,35 @@ class Effort:
         return self.tokens / self.texts if self.texts else None
 
 
-class EmbeddingWorker:
-    """One process with the model; a recipe's prompts share the weights."""
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vectors of some texts; `start` is the number of the first."""
 
-    def __init__(self, embedder: EmbedderConfig, threads: int, spec: EmbedderSpec) -> None:
-        self._embedder = load_embedder(spec, embedder.batch_tokens, embedder.device, threads)
-        self._tokenizers = {spec.fingerprint: Tokenizer(spec)}
+    start: int
+    vectors_ND: Vectors
+    num_tokens: int
+    num_unknown: int  # texts without a word that a static model knows: their vectors are zero
+
+
+class EmbeddingWorker:
+    """One process with the model, which serves every prompt of its recipe."""
+
+    def __init__(self, config: EmbedderConfig, threads: int, spec: EmbedderSpec) -> None:
+        self._load = functools.partial(load_embedder, batch_tokens=config.batch_tokens, device=config.device)
+        self._threads = threads
+        self._embedders: dict[str, Any] = {}  # by what of the prompt they depend on, the latest used last
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._embedder(spec)
 
     def ready(self) -> None:
         """Answers when the model is loaded and tested."""
 
-    def embed(self, spec: EmbedderSpec, start: int, texts: pa.StringArray) -> tuple[int, Vectors, int]:
-        """`start`, the vectors of the texts, and how many tokens they had."""
+    def embed(self, spec: EmbedderSpec, start: int, texts: pa.StringArray) -> Embedded:
+        """The vectors of texts; InputError where the model gives none for one, but for a static one's unknown words."""
         if spec.fingerprint not in self._tokenizers:
             self._tokenizers[spec.fingerprint] = Tokenizer(spec)
         tokens = self._tokenizers[spec.fingerprint](texts)
-        vectors = self._embedder(tokens.input_ids)
+        vectors = self._embedder(spec)(tokens.input_ids)
         bad = np.flatnonzero(~vectors.finite_N)
         if len(bad) and spec.recipe.kind != "static":  # that has zeros for a text without a known word
             text = texts[int(bad[0])].as_py()
@@ -88,15 +104,26 @@ class EmbeddingWorker:
                 f"check the model: it gives NaN, infinity or a zero vector for {len(bad)} of {len(texts)} texts, such "
                 f"as {text[:80]!r}"
             )
-        return start, vectors.values_ND, int(tokens.num_tokens.to_numpy().sum())
+        return Embedded(start, vectors.values_ND, int(tokens.num_tokens.to_numpy().sum()), len(bad))
+
+    def _embedder(self, spec: EmbedderSpec) -> Any:
+        # A prompt is only tokens to a model that pools them all; else places in it tell what is pooled or averaged.
+        depends = len(spec.templates) > 1 or spec.recipe.pool_over != "all"
+        key = spec.fingerprint if depends else ""
+        embedder = self._embedders.pop(key, None)
+        while embedder is None and len(self._embedders) >= _PROMPTS_LOADED:
+            self._embedders.pop(next(iter(self._embedders)))
+        self._embedders[key] = embedder if embedder is not None else self._load(spec, threads=self._threads)
+        return self._embedders[key]
 
     def nearest(
         self, spec: EmbedderSpec, block: DocumentBlock, queries_QD: Vectors, k: int
-    ) -> tuple[BlockHits, int, int]:
-        """The nearest documents of a block, how many documents it had, and how many tokens."""
-        _, vectors_ND, num_tokens = self.embed(spec, 0, block.texts)
-        hits = nearest_of_block(queries_QD, unit_vectors(vectors_ND, "documents"), block.ids, block.start, k)
-        return hits, len(block.ids), num_tokens
+    ) -> tuple[BlockHits, Embedded]:
+        """The nearest documents of a block, and what embedding it took, without the vectors."""
+        embedded = self.embed(spec, 0, block.texts)
+        vectors_ND = unit_vectors(embedded.vectors_ND, "documents")
+        hits = nearest_of_block(queries_QD, vectors_ND, block.ids, block.start, k)
+        return hits, dataclasses.replace(embedded, vectors_ND=vectors_ND[:, :0])
 
 
 class EmbeddingPool:
@@ -129,9 +156,8 @@ class EmbeddingPool:
             ray.kill(worker)
 
     def spec_of(self, prompted: Prompted) -> EmbedderSpec:
-        """The recipe with the prompt that some texts get."""
-        changed = self._config.model_copy(update={"role": prompted.role, "prompt": prompted.prompt})
-        return embedder_spec(self._model, changed, RECIPES)
+        """See `prompted_spec`."""
+        return prompted_spec(self._model, self._config, prompted)
 
     def embed(self, texts: Sequence[str], prompted: Prompted) -> Vectors:
         """Vectors [N, D] of the texts, in order."""
@@ -142,9 +168,9 @@ class EmbeddingPool:
         starts = range(0, len(texts), rows)
         blocks = ((start, pa.array(texts[start : start + rows], pa.string())) for start in starts)
         with self._timed():
-            for start, block_ND, tokens in self._stream(lambda worker, b: worker.embed.remote(spec, *b), blocks):
-                vectors_ND[start : start + len(block_ND)] = block_ND
-                self._count(texts=len(block_ND), tokens=tokens)
+            for done in self._stream(lambda worker, block: worker.embed.remote(spec, *block), blocks):
+                vectors_ND[done.start : done.start + len(done.vectors_ND)] = done.vectors_ND
+                self._count(texts=len(done.vectors_ND), tokens=done.num_tokens, unknown=done.num_unknown)
         return vectors_ND
 
     def nearest(
@@ -154,11 +180,12 @@ class EmbeddingPool:
         spec, queries = self.spec_of(prompted), ray.put(unit_vectors(queries_QD, "queries"))
         found = NearestDocuments(len(query_ids), k)
         with self._timed():
-            for hits, texts, tokens in self._stream(
+            for hits, done in self._stream(
                 lambda worker, block: worker.nearest.remote(spec, block, queries, k), documents
             ):
                 found.add(hits)
-                self._count(texts=texts, tokens=tokens, documents=texts, document_tokens=tokens)
+                num, tokens = len(done.vectors_ND), done.num_tokens
+                self._count(texts=num, tokens=tokens, unknown=done.num_unknown, documents=num, document_tokens=tokens)
         return found.run(query_ids)
 
     def _stream(self, call: Callable[[Any, Any], Any], values: Iterable[Any]) -> Iterator[Any]:
@@ -179,6 +206,14 @@ class EmbeddingPool:
     def _count(self, **more: float) -> None:
         sums = {name: getattr(self.effort, name) + value for name, value in more.items()}
         self.effort = dataclasses.replace(self.effort, **sums)
+
+
+def prompted_spec(model: str, config: EmbedderConfig, prompted: Prompted) -> EmbedderSpec:
+    """A model's recipe with the prompt that some texts get; InputError where it has none of that role."""
+    changed: dict[str, Any] = {"role": prompted.role, "prompt": prompted.prompt}
+    if prompted.instruction is not None:
+        changed["task"] = prompted.instruction
+    return embedder_spec(model, config.model_copy(update=changed), RECIPES)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What scoring asks of a model: vectors of some texts, and ranked documents for the queries of a retrieval set.
 
-Behind it stands a pool of Ray workers (jobs/evaluation_models.py), BM25, or one model in this process (tests).
+Behind it stands a pool of Ray workers (jobs/evaluate_encoders.py), BM25, or one model in this process (tests).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.errors import InputError
 from operators.evaluation.beir import RetrievalSet
+from operators.evaluation.outcome import check_finite
 from operators.evaluation.retrieval import Run
 from operators.evaluation.tasks import Task
 
@@ -22,20 +22,21 @@ Vectors = NDArray[np.float32]  # [N, D]
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """Which of a recipe's prompts goes before a text, or another text in its place."""
+    """Which of a recipe's prompts a text gets, or another in its place, and what {task} in it stands for."""
 
     role: str = "document"
-    prompt: str | None = None
+    prompt: str | tuple[str, ...] | None = None
+    instruction: str | None = None
 
     @staticmethod
     def text(task: Task) -> Prompted:
         """For the texts of a task."""
-        return Prompted(task.role, task.prompt)
+        return Prompted(task.role, task.prompt, task.instruction)
 
     @staticmethod
     def query(task: Task) -> Prompted:
         """For the queries of a task."""
-        return Prompted("query", task.query_prompt)
+        return Prompted("query", task.query_prompt, task.instruction)
 
 
 class Encoder(Protocol):
@@ -61,8 +62,6 @@ def unit_vectors(vectors_ND: Vectors, what: str) -> Vectors:
     embedder has for a text without a known word.
     """
     norms_N = np.linalg.norm(vectors_ND.astype(np.float64), axis=1)
-    bad = int((~np.isfinite(norms_N)).sum())
-    if bad:
-        raise InputError(f"check the model: {bad:,} of {len(vectors_ND):,} vectors of {what} are not finite")
-    units_ND: Vectors = (vectors_ND / np.where(norms_N > 0, norms_N, 1.0)[:, None]).astype(np.float32)
+    check_finite(norms_N, f"vectors of {what}")
+    units_ND: Vectors = (vectors_ND / np.where(norms_N, norms_N, 1)[:, None]).astype(np.float32)
     return units_ND

@@ -84,8 +84,9 @@ class Task(BaseModel):
     role: str = Field(
         default="document", description="which of the recipe's prompts texts get; queries always get that for queries"
     )
-    prompt: str | None = Field(default=None, description="text put before each text, in place of the role's prompt")
-    query_prompt: str | None = Field(default=None, description="text put before each query, in place of the recipe's")
+    prompt: str | None = Field(default=None, description="prompt of each text, in place of the role's")
+    query_prompt: str | None = Field(default=None, description="prompt of each query, in place of the recipe's")
+    instruction: str | None = Field(default=None, description="what {task} in a prompt stands for; null: the recipe's")
     k: tuple[int, ...] = Field(default=(1, 3, 5, 10, 20, 100, 1000), description="ranks at which results are judged")
     ignore_identical_ids: bool = Field(
         default=False, description="drop a document with its query's own id from the results (ArguAna, Quora)"

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from operators.evaluation.results import Evaluation
 from operators.report import markup, plots
-from operators.report.evaluation_text import comparison_rows, fact_rows, note_lines, score_text
+from operators.report.evaluation_text import (
+    CONTAMINATION_HEAD,
+    comparison_rows,
+    contamination_rows,
+    example_lines,
+    fact_rows,
+    note_lines,
+    score_text,
+)
 from operators.report.figures import count, duration
+
+_MOST_CURVES = 8  # retrieval tasks that get a plot; the tables have them all
 
 
 def evaluation_page(evaluation: Evaluation) -> str:
     """The report as HTML."""
     names = [model.name for model in evaluation.models]
+    shared = evaluation.shared_tasks
     cards = [
-        (model.name, f"{model.mean_score:.4f}", f"mean of {len(model.tasks)} main scores")
+        (model.name, f"{model.mean_score(shared):.4f}", f"mean of {len(shared)} main scores that all models have")
         for model in evaluation.models
+        if shared
     ]
     cards += [
         (f"{model.name}: speed", f"{count(model.tokens_per_second)} tokens/s", f"{model.workers} workers")
@@ -31,6 +43,10 @@ def evaluation_page(evaluation: Evaluation) -> str:
         head = ("task", "metric", "model", "difference", "p-value", "")
         title = f"Against {evaluation.comparisons[0].against}"
         body.append(markup.section(title, markup.table(head, comparison_rows(evaluation))))
+    if evaluation.contamination:
+        seen = markup.table(CONTAMINATION_HEAD, contamination_rows(evaluation))
+        examples = "".join(f"<li>{markup.text(line)}</li>" for line in example_lines(evaluation))
+        body.append(markup.section("Seen in training", f"{seen}<ul>{examples}</ul>"))
     body += [markup.section(task, _metric_table(evaluation, task)) for task in _tasks(evaluation)]
     body += [
         markup.section("Versions", markup.facts(evaluation.versions)),
@@ -44,7 +60,7 @@ def _tasks(evaluation: Evaluation) -> list[str]:
 
 
 def _panels(evaluation: Evaluation) -> list[str]:
-    """The main scores of all tasks by model, then quality against speed where several models have one."""
+    """The main scores of all tasks by model, and how recall grows with the results looked at."""
     interval = f"{100 * evaluation.confidence:g} % intervals"
     scores = [
         (
@@ -57,15 +73,14 @@ def _panels(evaluation: Evaluation) -> list[str]:
         for model in evaluation.models
     ]
     panels = [markup.panel("Main scores", plots.scores_svg(scores), f"with {interval}, by bootstrap")]
-    ranked = [name for name in _tasks(evaluation) if _ks(evaluation, name)]
-    if ranked:
+    for name in [name for name in _tasks(evaluation) if _ks(evaluation, name)][:_MOST_CURVES]:
         curves = [
-            (f"{model.name}, {name}", [(k, model.tasks[name].metrics[f"recall_at_{k}"]) for k in _ks(evaluation, name)])
+            (model.name, [(k, model.tasks[name].metrics[f"recall_at_{k}"]) for k in _ks(evaluation, name)])
             for model in evaluation.models
-            for name in ranked
             if name in model.tasks
         ]
-        panels.append(markup.panel("Recall by rank", plots.recall_by_rank_svg(curves), "share of relevant documents"))
+        svg = plots.recall_by_rank_svg(curves)
+        panels.append(markup.panel(f"{name}: recall by rank", svg, "share of the relevant documents"))
     return panels
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from operators.evaluation.results import SIGNIFICANT, Evaluation, ModelResult, TaskResult
-from operators.report.figures import count, duration, money, printable, size
+from operators.report.figures import count, duration, money, percent, printable
 
 NONE = "–"
+CONTAMINATION_HEAD = ("task", "texts", "exact", "overlapping", "share", "too short to overlap")
 
 
 def evaluation_text(evaluation: Evaluation, output: str) -> str:
@@ -18,6 +19,10 @@ def evaluation_text(evaluation: Evaluation, output: str) -> str:
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in [["task", "metric", *names], *rows]
+    ]
+    lines += [
+        f"{c.task}: {c.exact:,} texts are in the training pairs, {c.overlapping:,} more overlap ({percent(c.share)})"
+        for c in evaluation.contamination
     ]
     lines += [
         f"{model.name}: {count(model.tokens_per_second)} tokens/s"
@@ -40,11 +45,11 @@ def score_text(task: TaskResult | None, metric: str) -> str:
 def model_card(evaluation: Evaluation) -> str:
     """All models side by side, as Markdown."""
     names = [model.name for model in evaluation.models]
-    percent = f"{100 * evaluation.confidence:g} %"
     lines = [
         f"# Model card: {', '.join(map(_cell, names))}",
         "",
-        f"Evaluated {evaluation.started} on {_cell(evaluation.hardware)}; intervals are {percent}, by bootstrap.",
+        f"Evaluated {evaluation.started} on {_cell(evaluation.hardware)}; "
+        f"intervals are {100 * evaluation.confidence:g} %, by bootstrap.",
         "",
         "## Quality",
         "",
@@ -57,6 +62,9 @@ def model_card(evaluation: Evaluation) -> str:
     if evaluation.comparisons:
         lines += ["", f"## Against {_cell(evaluation.comparisons[0].against)}", ""]
         lines += _table(["task", "metric", "model", "difference", "p-value", ""], comparison_rows(evaluation))
+    if evaluation.contamination:
+        lines += ["", "## Seen in training", "", *_table(CONTAMINATION_HEAD, contamination_rows(evaluation))]
+        lines += ["", *(f"- {_cell(line)}" for line in example_lines(evaluation))]
     notes = note_lines(evaluation)
     if notes:
         lines += ["", "## Notes", "", *(f"- {_cell(note)}" for note in notes)]
@@ -79,7 +87,8 @@ def fact_rows(models: Sequence[ModelResult]) -> list[list[str]]:
         row("tokens read of a text, at most", [of(model.max_tokens, str) for model in models]),
     ]
     for dtype in dict.fromkeys(dtype for model in models for dtype in model.bytes_per_vector):
-        rows.append(row(f"bytes a vector, {dtype}", [of(m.bytes_per_vector.get(dtype), size) for m in models]))
+        sizes = [model.bytes_per_vector.get(dtype) for model in models]
+        rows.append(row(f"bytes a vector, {dtype}", [of(size, lambda num: f"{num:,}") for size in sizes]))
     return [
         *rows,
         row("tokens/s, measured here", [of(model.tokens_per_second, count) for model in models]),
@@ -105,10 +114,29 @@ def comparison_rows(evaluation: Evaluation) -> list[list[str]]:
     return rows
 
 
+def contamination_rows(evaluation: Evaluation) -> list[list[str]]:
+    """How many texts of every task the training pairs hold."""
+    return [
+        [c.task, f"{c.texts:,}", f"{c.exact:,}", f"{c.overlapping:,}", percent(c.share), f"{c.too_short:,}"]
+        for c in evaluation.contamination
+    ]
+
+
+def example_lines(evaluation: Evaluation) -> list[str]:
+    """Texts that were seen, and where."""
+    return [
+        f"{c.task}: {example.text!r} {'is' if example.exact else 'overlaps'} {example.training_text!r} "
+        f"({example.seen_in})"
+        for c in evaluation.contamination
+        for example in c.examples
+    ]
+
+
 def note_lines(evaluation: Evaluation) -> list[str]:
     """What was left out or is odd, each once."""
-    notes = (f"{name}: {note}" for m in evaluation.models for name, task in m.tasks.items() for note in task.notes)
-    return list(dict.fromkeys(notes))
+    of_tasks = (f"{name}: {note}" for m in evaluation.models for name, task in m.tasks.items() for note in task.notes)
+    of_models = (f"{model.name}: {note}" for model in evaluation.models for note in model.notes)
+    return list(dict.fromkeys((*of_tasks, *of_models)))
 
 
 def _score_rows(evaluation: Evaluation) -> list[tuple[str, str, list[str]]]:

@@ -84,10 +84,10 @@ def scores_svg(models: Sequence[tuple[str, Sequence[tuple[str, float, float, flo
             color = SERIES[i % len(SERIES)]
             axes.bar(at, values, width=0.9 * width, color=color, alpha=0.75, label=_label(name))
             axes.errorbar(at, values, yerr=reach, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
-        axes.set_xticks(range(len(tasks)), [_label(task) for task in tasks])
-        if len(tasks) > 4:
-            axes.tick_params(axis="x", labelrotation=30)
-        axes.set_ylim(0, 1.25 * max([high for _, scores in models for *_, high in scores] + [1e-9]))
+        slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(tasks) > 4 else {}
+        axes.set_xticks(range(len(tasks)), [_label(task) for task in tasks], **slanted)
+        lowest = min(low for _, scores in models for *_, low, _ in scores)
+        axes.set_ylim(min(0.0, lowest), 1.25 * max([high for _, scores in models for *_, high in scores] + [1e-9]))
         axes.yaxis.set_major_formatter("{x:.2f}")
         axes.grid(visible=False, axis="x")
         axes.legend(loc="upper right", ncols=min(4, max(1, len(models))))
@@ -96,19 +96,18 @@ def scores_svg(models: Sequence[tuple[str, Sequence[tuple[str, float, float, flo
 
 
 def recall_by_rank_svg(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> str:
-    """Recall at every rank judged: (label, [(k, recall)])."""
+    """Recall of a task at every rank judged: (model, [(k, recall)])."""
 
     def draw(axes: Axes) -> None:
         for i, (name, points) in enumerate(curves):
-            style = ("-", "--", ":", "-.")[i // len(SERIES) % 4]
             ranks, recall = zip(*points, strict=True)
-            axes.plot(ranks, recall, f"o{style}", color=SERIES[i % len(SERIES)], markersize=3, label=_label(name))
+            axes.plot(ranks, recall, "o-", color=SERIES[i % len(SERIES)], markersize=3.5, label=_label(name))
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(0, 1.05)
         axes.yaxis.set_major_formatter("{x:.2f}")
         axes.set_xlabel("results looked at")
-        axes.legend(loc="lower right", ncols=1 + len(curves) // 7)
+        axes.legend(loc="lower right")
 
     return _svg("recall by rank", draw)
 

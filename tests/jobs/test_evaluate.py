@@ -17,7 +17,8 @@ from sentence_transformers.sentence_transformer.evaluation import (
 
 from operators.evaluation.beir import document_text
 from tests.evaluation_sets import write_beir, write_sts
-from tests.jobs.running import run_job
+from tests.jobs.running import run_job, write_config
+from tests.jobs.test_index import index_config
 
 pytest.importorskip("mteb")
 
@@ -152,3 +153,35 @@ def test_wrong_configs_are_refused_before_anything_runs(
     assert run_job("evaluate", config) == 2
     assert told in capsys.readouterr().err
     assert not list(tmp_path.glob("scores*"))
+
+
+@pytest.mark.slow
+def test_a_built_index_gives_the_exact_scores(
+    sets: Path, tmp_path: Path, tiny_model: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flat index over all vectors is exact; an index of another model is refused."""
+    corpus = tmp_path / "corpus.jsonl"
+    with gzip.open(sets / "beir" / "corpus.jsonl.gz", "rt") as stream:
+        rows = [{**row, "whole": document_text(row["title"], row["text"])} for row in map(json.loads, stream)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": str(corpus), "id": "_id", "text": "whole"}
+    assert run_job("embed", write_config(tmp_path, tiny_model, source=source)) == 0
+    index = index_config(tmp_path, spec="Flat", shards={"rows": 50})
+    assert run_job("index", index) == 0
+    exact = {"name": "exact", "kind": "retrieval", "path": str(sets / "beir"), "k": [1, 10, 100]}
+    tasks = [exact, {**exact, "name": "index", "index": str(tmp_path / "index")}]
+    assert run_job("evaluate", evaluate_config(tmp_path, model=str(tiny_model), tasks=tasks)) == 0
+    found = scores(tmp_path)
+    assert found["index"] == pytest.approx(found["exact"], abs=1e-6)
+    other = {"model": str(tiny_model), "embedder": {"max_tokens": 16}}
+    assert run_job("evaluate", evaluate_config(tmp_path, **other, tasks=tasks[1:])) == 2
+    assert "give the index of the model under test" in capsys.readouterr().err
+
+
+def test_the_quickstart_runs(tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real MiniLM on the sets that come with the project, with one text of the sets among the training pairs."""
+    output = f"output.path={tmp_path / 'scores.json'}"
+    assert run_job("evaluate", "configs/evaluate/quickstart.yaml", output, "compute.workers=[1,1]") == 0
+    found = scores(tmp_path)
+    assert found["minilm"]["questions"]["ndcg_at_10"] > found["bm25"]["questions"]["ndcg_at_10"]
+    assert "paraphrases: 1 texts are in the training pairs, 0 more overlap" in capsys.readouterr().out

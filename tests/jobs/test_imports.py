@@ -10,8 +10,9 @@ from tests.jobs.running import ROOT
 
 def test_only_embedding_workers_import_torch() -> None:
     code = (
-        "import sys, jobs.embed, jobs.verify, jobs.pipeline, jobs.checking, jobs.workers\n"
-        "sys.exit(f'imported: {heavy}' if (heavy := {'torch', 'transformers'} & set(sys.modules)) else 0)"
+        "import sys, jobs.embed, jobs.verify, jobs.pipeline, jobs.checking, jobs.workers, jobs.evaluate\n"
+        "costly = {'torch', 'transformers', 'sklearn', 'scipy', 'mteb', 'bm25s'}\n"
+        "sys.exit(f'imported: {heavy}' if (heavy := costly & set(sys.modules)) else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

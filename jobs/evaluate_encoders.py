@@ -6,8 +6,9 @@ import numpy as np
 import ray
 
 from jobs.embedding_pool import EmbeddingPool, corpus_blocks
+from jobs.identity import dataset_fingerprint
 from jobs.index_pipeline import Crew, ask, open_shards, search_all
-from jobs.query_embedding import as_queries, query_spec
+from jobs.query_embedding import as_queries, document_config
 from operators.errors import InputError
 from operators.evaluation.beir import RetrievalSet, read_corpus
 from operators.evaluation.bm25 import bm25_run
@@ -47,9 +48,9 @@ class PooledModel:
         location = locate(task.index, task.storage_options)
         snapshot = read_index(location, task.index_snapshot)
         identity = snapshot.identity
-        embeddings = locate(identity.embeddings, task.storage_options)
-        asked = query_spec(embeddings, identity.fingerprint, task.query_prompt)
-        if asked.fingerprint != self._pool.spec_of(Prompted.query(task)).fingerprint:
+        embedded = document_config(locate(identity.embeddings, task.storage_options))
+        as_there = Prompted(embedded.embedder.role, embedded.embedder.prompt, embedded.embedder.task)
+        if dataset_fingerprint(embedded, self._pool.spec_of(as_there)) != identity.fingerprint:
             raise InputError(
                 f"task {task.name}: give the index of the model under test: {task.index} holds vectors of "
                 f"{identity.model}, or of another setting of it"
