@@ -21,6 +21,7 @@ from operators.embedder.spec import EmbedderSpec
 from operators.errors import GateMissed
 from operators.fragment import Counts
 from operators.planning.estimate import Estimate, mfu_of
+from operators.report.losses import loss_note, lost_by_file
 from operators.report.page import report_page
 from operators.report.summary import FragmentTally, RunReport, ThroughputPoint, sum_counts, to_json
 from operators.report.text import summary_text
@@ -130,6 +131,7 @@ class RunLog:
             dataset=_dataset_counts(snapshot.records),
             dataset_bytes=sum(record.bytes for record in snapshot.records),
             rejected_reasons=_rejected_reasons(self._dataset, snapshot.records),
+            lost_by_file=lost_by_file(snapshot.records),
             throughput=self._points,
             hardware=hardware.name if hardware is not None else platform.machine(),
             workers=workers,
@@ -139,6 +141,12 @@ class RunLog:
             | {"python": platform.python_version()},
             config=public_config(self._config),
             plan=stored_plan(self._dataset),
+            notes=loss_note(
+                counts.lost_tokens,
+                counts.tokens,
+                self._spec.recipe.max_tokens,
+                self._config.chunking.tokens is not None,
+            ),
         )
 
 

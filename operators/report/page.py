@@ -39,6 +39,7 @@ def report_page(report: RunReport) -> str:
         _comparison(compare(report)),
         f'<div class="panels">{"".join(panels)}</div>',
         _reasons(report),
+        _losses(report),
         markup.section("Run", markup.facts(_report_facts(report))),
         markup.section("Versions", markup.facts(report.versions)) if report.versions else "",
         markup.config_section(report.config),
@@ -184,3 +185,10 @@ def _reasons(report: RunReport) -> str:
         rest = sum(num for _, num in ranked[_MOST_REASONS:])
         cells.append([f"{len(ranked) - _MOST_REASONS} more reasons", f"{rest:,}", percent(rest / total)])
     return markup.section("Rejected rows by reason", markup.table(("reason", "rows", "of all rows"), cells))
+
+
+def _losses(report: RunReport) -> str:
+    total = sum(report.lost_by_file.values())
+    cells = [[name, f"{lost:,}", percent(lost / total)] for name, lost in report.lost_by_file.items()]
+    names = ("file", "tokens", "of all lost")
+    return markup.section("Tokens cut off by truncation", markup.table(names, cells)) if cells else ""

@@ -57,6 +57,7 @@ class RunReport:
     rejected_reasons: dict[str, int]  # of this run
     throughput: tuple[ThroughputPoint, ...]
     hardware: str
+    lost_by_file: dict[str, int] = dataclasses.field(default_factory=dict)  # tokens cut off, of the whole dataset
     workers: int | None = None
     mfu: float | None = None  # model FLOPs utilisation, 0 to 1, padding excluded
     cost_usd: float | None = None

@@ -10,6 +10,7 @@ from operators.report.figures import bars, count, duration, files, money, percen
 from operators.report.summary import Comparison, RunReport, compare
 
 MAX_REASONS = 5
+MAX_LOSSES = 3
 
 
 def plan_text(plan: Estimate, dtype: str) -> str:
@@ -56,6 +57,7 @@ def summary_text(report: RunReport, next_steps: Sequence[str] = ()) -> str:
     if counts.lost_tokens:
         cut = percent(counts.lost_tokens / (counts.lost_tokens + counts.tokens))
         lines.append(f"  cut off       {count(counts.lost_tokens)} tokens ({cut}) of {counts.truncated:,} chunks")
+        lines += _lost_most(report)
     if counts.unknown_tokens:
         share = percent(counts.unknown_tokens / max(counts.tokens, 1))
         lines.append(f"  unknown       {count(counts.unknown_tokens)} words ({share}), left out")
@@ -113,6 +115,16 @@ def _reasons(report: RunReport) -> str:
     if len(ranked) > MAX_REASONS:
         parts.append(f"{len(ranked) - MAX_REASONS} other reasons {sum(num for _, num in ranked[MAX_REASONS:]):,}")
     return f"  ({', '.join(parts)})" if parts else ""
+
+
+def _lost_most(report: RunReport) -> list[str]:
+    """The files with the most lost tokens, where there are several."""
+    total = sum(report.lost_by_file.values())
+    ranked = list(report.lost_by_file.items())[:MAX_LOSSES]
+    if len(report.lost_by_file) < 2:
+        return []
+    lines = [f"{percent(lost / total):>8} in {printable(name)}" for name, lost in ranked]
+    return [f"                {line}" for line in lines]
 
 
 def _speed(report: RunReport) -> str:

@@ -40,10 +40,13 @@ def test_every_row_gets_its_vector_and_verify_agrees(tmp_path: Path, tiny_model:
 def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, tiny_model: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    rows = documents(60)
+    rows = [*documents(60), {"id": "long", "text": "time " * 100}]
     write_jsonl(tmp_path / "docs.jsonl", rows)
     assert run_job("embed", write_config(tmp_path, tiny_model, source={"rows_per_fragment": 17})) == 0
     table = vectors_of(tmp_path)
+    report = json.loads((tmp_path / "vectors" / "report.json").read_text())
+    assert report["lost_by_file"] == {str(tmp_path / "docs.jsonl"): 100 - 62}
+    assert "chunking.tokens" in report["notes"][0]
     texts = {row["id"]: row["text"] for row in rows}
     expected = SentenceTransformer(str(tiny_model), device="cpu").encode(
         [texts[i] for i in table["doc_id"].to_pylist()]

@@ -70,6 +70,7 @@ REPORT = RunReport(
         for i in range(1, 41)
     ),
     hardware="laptop",
+    lost_by_file={"s3://bucket/corpus/b.jsonl": 150_000, "s3://bucket/corpus/a.jsonl": 54_991},
     workers=2,
     mfu=0.29,
     cost_usd=0.0426,

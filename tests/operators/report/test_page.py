@@ -65,6 +65,7 @@ def evil_report() -> Any:
         hardware=EVIL,
         dtype="float16",
         rejected_reasons={EVIL: 3, EVIL[:40]: 2},
+        lost_by_file={EVIL: 3},
         counts=replace(REPORT.counts, seconds={EVIL: 1.0}),
         versions={EVIL: EVIL},
         config={EVIL: [EVIL, {"deep": EVIL}]},
@@ -111,6 +112,13 @@ def test_page_has_four_plots_of_valid_xml_with_ids_of_their_own() -> None:
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:url\(|href=")#([^)"]*)', page)) <= set(ids)
+
+
+def test_page_says_in_which_files_tokens_were_cut_off() -> None:
+    words = " ".join(Page(report_page(REPORT)).words)
+    assert "Tokens cut off by truncation" in words
+    assert re.search(r"corpus/b\.jsonl\s+150,000\s+73\.2 %", words)
+    assert "Tokens cut off" not in report_page(replace(REPORT, lost_by_file={}))
 
 
 def test_page_of_the_same_report_is_the_same() -> None:

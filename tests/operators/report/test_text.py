@@ -68,6 +68,19 @@ def test_summary_text_accounts_for_every_row() -> None:
     ]
 
 
+def test_summary_text_says_where_tokens_were_cut_off() -> None:
+    lines = summary_text(REPORT).splitlines()
+    at = next(i for i, line in enumerate(lines) if "cut off" in line)
+    assert lines[at] == "  cut off       204,991 tokens (3.9 %) of 3,100 chunks"
+    assert [line.split() for line in lines[at + 1 : at + 3]] == [
+        ["73.2", "%", "in", "s3://bucket/corpus/b.jsonl"],
+        ["26.8", "%", "in", "s3://bucket/corpus/a.jsonl"],
+    ]
+    one = summary_text(replace(REPORT, lost_by_file={"a.jsonl": 204_991}))
+    assert "cut off" in one
+    assert "a.jsonl" not in one
+
+
 def test_summary_text_of_a_resumed_run_counts_what_was_there_apart() -> None:
     text = summary_text(replace(REPORT, fragments=FragmentTally(8, 32, 40)))
     assert text.splitlines()[0] == "embed done in 12 min 47 s: 8 of 40 fragments, 32 were there already"
