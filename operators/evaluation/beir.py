@@ -15,7 +15,7 @@ import pyarrow as pa
 from operators.errors import InputError
 from operators.evaluation.tables import part_file, rows
 from operators.evaluation.tasks import Task
-from operators.storage import Location, exists, locate
+from operators.storage import Location, locate
 
 BLOCK_ROWS = 2048
 
@@ -95,10 +95,9 @@ def document_text(title: str | None, text: str) -> str:
 
 def _qrels_file(task: Task, folder: Location) -> Location:
     if task.qrels is not None:
-        named = folder / task.qrels if not task.qrels.startswith("/") and "://" not in task.qrels else None
-        return named or locate(task.qrels, task.storage_options)
-    candidates = [part_file(folder / "qrels", task.split), part_file(folder, "qrels")]
-    found = next((location for location in candidates if location is not None and exists(location)), None)
+        is_whole = task.qrels.startswith("/") or "://" in task.qrels
+        return locate(task.qrels, task.storage_options) if is_whole else folder / task.qrels
+    found = part_file(folder / "qrels", task.split) or part_file(folder, "qrels")
     if found is None:
         raise InputError(f"task {task.name}: {folder} has neither qrels.tsv nor qrels/{task.split}.tsv: set qrels")
     return found

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from operators.errors import InputError
 from operators.evaluation.outcome import Draw, Outcome, check_finite
-from operators.evaluation.tables import part_file, read_columns
+from operators.evaluation.tables import read_columns, task_file
 from operators.evaluation.tasks import Task
-from operators.storage import Location, locate
 
 _MAX_ITERATIONS = 100  # of the regression, as in MTEB
 
@@ -35,12 +34,10 @@ class LabelledTexts:
 
 def read_labelled(task: Task) -> LabelledTexts:
     """The parts of a classification task; InputError for a missing part, an unknown label or one class only."""
-    place = locate(task.path, task.storage_options)
-    test = _part(task, place, task.split) if task.folds is None else place
-    texts, labels = read_columns(test, task.column_names)
+    texts, labels = read_columns(task_file(task), task.column_names)
     train_texts, train_labels = texts, labels
-    if task.folds is None:
-        train_texts, train_labels = read_columns(_part(task, place, task.train), task.column_names)
+    if task.num_folds is None:
+        train_texts, train_labels = read_columns(task_file(task, task.train), task.column_names)
     names = sorted({str(label) for label in train_labels})
     if len(names) < 2:
         raise InputError(f"task {task.name}: give texts of two labels and more: all are {names[0]!r}")
@@ -58,14 +55,14 @@ def read_labelled(task: Task) -> LabelledTexts:
 
 def train_draws(data: LabelledTexts, task: Task) -> list[tuple[list[int], list[int]]]:
     """(texts to learn from, texts to score) of every experiment, as places in the parts."""
-    if task.folds is None:
+    if task.num_folds is None:
         everything = list(range(len(data.texts)))
         return [(drawn, everything) for drawn in _undersampled(data.train_labels, task, task.experiments)]
     from sklearn.model_selection import KFold
 
     found = []
     order: list[int] = []
-    for train, test in KFold(task.folds, shuffle=True, random_state=task.seed).split(data.texts):
+    for train, test in KFold(task.num_folds, shuffle=True, random_state=task.seed).split(data.texts):
         labels = data.labels[train]
         # MTEB goes on with the order that the fold before left; the length of a fold may differ by one
         before = len(order)
@@ -112,16 +109,6 @@ def _side_by_side(parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], 
     for test, guess in parts:
         whole_1N[0, test] = guess
     return whole_1N
-
-
-def _part(task: Task, place: Location, name: str) -> Location:
-    found = part_file(place, name)
-    if found is None:
-        raise InputError(
-            f"task {task.name}: there is no {name}.csv (.tsv, .jsonl) in {place}: give a folder with a train part and "
-            f"a part to score (train, split), or one file and folds"
-        )
-    return found
 
 
 def _undersampled(labels: NDArray[np.int64], task: Task, experiments: int) -> list[list[int]]:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from operators.errors import InputError
 from operators.evaluation.outcome import Outcome, check_finite
-from operators.evaluation.tables import read_columns
+from operators.evaluation.tables import read_columns, task_file
 from operators.evaluation.tasks import Task
-from operators.storage import locate
 
 _BATCH = 512  # texts of a step of k-means, as in MTEB
 
@@ -33,7 +32,7 @@ class Clusters:
 
 def read_clusters(task: Task) -> Clusters:
     """Texts and labels of a clustering task; InputError where there is one label only."""
-    texts, labels = read_columns(locate(task.path, task.storage_options), task.column_names)
+    texts, labels = read_columns(task_file(task), task.column_names)
     names, numbers = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
     if len(names) < 2:
         raise InputError(f"task {task.name}: give texts of two labels and more: all are {names[0]!r}")

@@ -15,9 +15,8 @@ from operators.errors import InputError
 from operators.evaluation.encoding import Encoder, Prompted, unit_vectors
 from operators.evaluation.outcome import Outcome
 from operators.evaluation.retrieval import Run, score_run
-from operators.evaluation.tables import rows
+from operators.evaluation.tables import rows, task_file
 from operators.evaluation.tasks import Task
-from operators.storage import locate
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Candidates:
 
 def read_candidates(task: Task) -> Candidates:
     """The queries of a reranking file; InputError for a row without texts, or where no query has both kinds."""
-    location = locate(task.path, task.storage_options)
+    location = task_file(task)
     query_key, positive_key, negative_key = task.column_names
     queries: list[str] = []
     documents, left_out = [], 0

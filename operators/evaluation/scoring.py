@@ -19,9 +19,8 @@ from operators.evaluation.outcome import Outcome
 from operators.evaluation.pairs import cosines, score_pairs, score_sts
 from operators.evaluation.reranking import Candidates, read_candidates, score_reranking
 from operators.evaluation.retrieval import check_judged, score_run
-from operators.evaluation.tables import read_columns
+from operators.evaluation.tables import read_columns, task_file
 from operators.evaluation.tasks import Task
-from operators.storage import locate
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def score_task(task: Task, data: TaskData, model: Encoder | Retriever) -> Outcom
 
 
 def _read_pairs(task: Task) -> TextPairs:
-    location = locate(task.path, task.storage_options)
+    location = task_file(task)
     one, other, *judged = read_columns(location, task.column_names)
     values: Sequence[Any] = judged[0] if judged else ()
     if task.kind == "sts":
@@ -86,7 +85,7 @@ def _score_pairs(task: Task, data: TextPairs, encoder: Encoder) -> Outcome:
 
 def _classify(task: Task, data: LabelledTexts, encoder: Encoder) -> Outcome:
     draws = train_draws(data, task)
-    if task.folds is not None:
+    if task.num_folds is not None:
         vectors_ND = encoder.embed(data.texts, Prompted.text(task))
         return score_classification(dict(enumerate(vectors_ND)), vectors_ND, data, draws, task.seed)
     needed = sorted({place for train, _ in draws for place in train})

@@ -19,7 +19,8 @@ from operators.corpus.formats.jsonl import line_blocks
 from operators.corpus.formats.streams import decompressed
 from operators.corpus.source import format_of
 from operators.errors import InputError
-from operators.storage import Location, exists, open_input
+from operators.evaluation.tasks import Task
+from operators.storage import Location, exists, locate, open_input
 
 EXTENSIONS = (".tsv", ".csv", ".jsonl")
 _COMPRESSED = ("", ".gz", ".zst")
@@ -60,6 +61,20 @@ def part_file(folder: Location, name: str) -> Location | None:
     """The file of a folder that is called `name` with one of the endings, or None."""
     endings = [extension + compressed for extension in EXTENSIONS for compressed in _COMPRESSED]
     return next((folder / f"{name}{ending}" for ending in endings if exists(folder / f"{name}{ending}")), None)
+
+
+def task_file(task: Task, part: str | None = None) -> Location:
+    """A task's path, or where that is a folder its file called `part` (default: the split); InputError without one."""
+    place = locate(task.path, task.storage_options)
+    if task.is_file:
+        return place
+    found = part_file(place, part or task.split)
+    if found is None:
+        raise InputError(
+            f"task {task.name}: give a {', '.join(EXTENSIONS)} file, or a folder with one called "
+            f"{part or task.split}: {place} is neither"
+        )
+    return found
 
 
 def _json_rows(stream: Any, location: Location) -> Iterator[tuple[int, Mapping[str, Any]]]:

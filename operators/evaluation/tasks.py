@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from operators.corpus.source import format_of
+
 Kind = Literal["retrieval", "reranking", "sts", "pairs", "classification", "clustering", "bitext"]
 
 # MTEB's main score of each kind
@@ -42,6 +44,7 @@ _METRICS: dict[Kind, tuple[str, ...]] = {
     "clustering": ("v_measure", "ami"),
     "bitext": ("f1", "precision", "recall", "accuracy"),
 }
+_FOLDS = 5  # as in MTEB
 # Keys that mean something for some kinds only
 _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "qrels": ("retrieval",),
@@ -69,8 +72,8 @@ class Task(BaseModel):
     path: str = Field(
         min_length=1,
         description="retrieval: a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv or qrels/SPLIT.tsv); "
-        "classification: a folder with TRAIN and SPLIT files, or one file; else a file: .tsv (never quoted), "
-        ".csv (RFC 4180) or .jsonl; .gz and .zst may follow",
+        "classification: a folder with TRAIN and SPLIT files, or one file, which is cross-validated; else a file, or a "
+        "folder with a SPLIT file: .tsv (never quoted), .csv (RFC 4180) or .jsonl; .gz and .zst may follow",
     )
     split: str = Field(default="test", min_length=1, description="part to score, where path is a folder")
     train: str = Field(default="train", min_length=1, description="part that classifiers learn from")
@@ -98,7 +101,7 @@ class Task(BaseModel):
     samples_per_label: int = Field(default=8, ge=1, description="texts of each label that a classifier learns from")
     experiments: int = Field(default=10, ge=1, description="classifiers or clusterings whose scores are averaged")
     folds: int | None = Field(
-        default=None, ge=2, description="cross-validate one file in so many folds; null = learn from the train part"
+        default=None, ge=2, description="cross-validate in so many folds; null = 5 for one file, none for a folder"
     )
     max_texts: int | None = Field(default=None, ge=2, description="texts to embed for clustering, drawn; null = all")
     texts_per_experiment: int = Field(default=16384, ge=2, description="texts of a clustering, drawn with replacement")
@@ -115,6 +118,16 @@ class Task(BaseModel):
     def column_names(self) -> tuple[str, ...]:
         """The columns to read."""
         return self.columns or _COLUMNS[self.kind]
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the path is that of a file of rows, by its name."""
+        return format_of(self.path, "auto") is not None
+
+    @property
+    def num_folds(self) -> int | None:
+        """Folds of a classification; None: it learns from a train part."""
+        return self.folds or (_FOLDS if self.is_file else None)
 
     @property
     def metrics(self) -> tuple[str, ...]:

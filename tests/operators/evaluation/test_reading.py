@@ -66,7 +66,7 @@ def test_tsv_knows_no_quoting_and_csv_does(tmp_path: Path) -> None:
         ("a.tsv", "sentence1\tsentence2\tscore\nx\ty\tnan\n", "finite number, got 'nan'"),
         ("a.jsonl", '{"sentence1": "x"', "mend row 1"),
         ("a.jsonl", "[1]\n", "expected a JSON object, got list"),
-        ("a.xml", "<a/>", "give .tsv, .csv, .jsonl"),
+        ("a.xml", "<a/>", "give a .tsv, .csv, .jsonl file, or a folder with one called test"),
         ("a.tsv.gz", "not gzip", "does not read to its end"),
     ],
 )
@@ -74,6 +74,17 @@ def test_a_broken_file_is_told_with_its_row(tmp_path: Path, name: str, content: 
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=told):
         read_task(Task(name="t", kind="sts", path=str(tmp_path / name)))
+
+
+def test_a_folder_has_a_file_for_each_part(tmp_path: Path) -> None:
+    for split, score in (("test", 1.0), ("dev", 2.0)):
+        (tmp_path / f"{split}.tsv").write_text(f"sentence1\tsentence2\tscore\nx\ty\t{score}\n")
+    assert read_task(Task(name="t", kind="sts", path=str(tmp_path))) == TextPairs(("x",), ("y",), (1.0,))
+    assert read_task(Task(name="t", kind="sts", path=str(tmp_path), split="dev")) == TextPairs(("x",), ("y",), (2.0,))
+    with pytest.raises(InputError, match="a folder with one called train"):
+        read_task(Task(name="t", kind="sts", path=str(tmp_path), split="train"))
+    with pytest.raises(InputError, match="a folder with one called train"):
+        read_task(Task(name="t", kind="classification", path=str(tmp_path), columns=("sentence1", "score")))
 
 
 def test_other_columns_can_be_named(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_classification_is_mtebs(tmp_path: Path, num_labels: int) -> None:
 def test_cross_validation_is_mtebs(tmp_path: Path) -> None:
     path = write_labelled(tmp_path / "all.csv", 200)
     expected = theirs(mteb_tasks.classification_task(labelled_rows(path), None))
-    found = ours(Task(name="t", kind="classification", path=str(path), folds=5))
+    found = ours(Task(name="t", kind="classification", path=str(path)))
     assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-6)
 
 
