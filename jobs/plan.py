@@ -24,7 +24,7 @@ from operators.embedder.choice import flops_of
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.fragment import Unit
 from operators.guard import AttemptLedger
-from operators.planning.estimate import Estimate, Hardware, Setting, estimate_run
+from operators.planning.estimate import Estimate, Hardware, Reading, Setting, estimate_run
 from operators.planning.sampling import UnitSample, choose_units, sample_of
 from operators.report.page import plan_page
 from operators.report.summary import from_json, with_measured_speed
@@ -55,12 +55,13 @@ def _estimate(
     sizes = np.array([unit.size_bytes for unit in units])
     draw = choose_units(sizes, config.plan.sample_units, config.plan.seed)
     rows_to_read = [int(rows) for rows in draw.rows_to_read(sizes, config.plan.sample_rows)]
-    samples = _sample(config, spec, identity, [units[index] for index in draw.indices_D], rows_to_read)
+    samples, reading = _sample(config, spec, identity, [units[index] for index in draw.indices_D], rows_to_read)
     setting = Setting(
         dim=identity.dim,
         fragment_rows=config.source.rows_per_fragment,
         batch_tokens=_batch_tokens(config, spec),
         flops=flops_of(spec) if hardware is not None and hardware.peak_tflops else None,
+        reading=reading,
     )
     num_files = len({extent.file for unit in units for extent in unit.extents})
     return estimate_run(samples, draw, setting, num_files, hardware)
@@ -68,8 +69,8 @@ def _estimate(
 
 def _sample(
     config: Config, spec: EmbedderSpec, identity: Identity, units: list[Unit], rows_to_read: Sequence[int]
-) -> list[UnitSample]:
-    """Read, chunk and tokenize the head of each drawn unit."""
+) -> tuple[list[UnitSample], Reading]:
+    """Read, chunk and tokenize the head of each drawn unit; and what is read of a chunk."""
     # Imported here: transformers takes seconds, and a wrong config should be told at once.
     from operators.embedder.tokenizing import Tokenizer
     from operators.stages import tokenize_fragment
@@ -81,7 +82,11 @@ def _sample(
         rows, bytes_read = read_sample(unit, config.source, identity.keep, wanted)
         tokens = tokenize_fragment(rows, config.chunking, tokenizer, AttemptLedger())
         samples.append(sample_of(unit.size_bytes, bytes_read, tokens))
-    return samples
+    if config.chunking.late:
+        return samples, Reading()  # its chunks' own tokens are counted without those of the prompt
+    layouts = tokenizer.layouts
+    fixed_tokens = sum(layout.fixed for layout in layouts)
+    return samples, Reading(len(layouts), sum(layout.copies for layout in layouts), fixed_tokens)
 
 
 def _batch_tokens(config: Config, spec: EmbedderSpec) -> int | None:

@@ -46,7 +46,9 @@ def apply_adapter(
     except InputError:
         raise
     except (ValueError, RuntimeError, KeyError, TypeError, UserWarning) as error:
-        raise InputError(f"the adapter {files.folder} does not fit the model: {error}") from error
+        raise InputError(
+            f"the adapter {files.folder} does not fit the model: {' '.join(str(error).split())}"
+        ) from error
     adapted.eval()
     _check_effect(adapted, probe_ids_1L, files.folder)
     trunk = adapted.merge_and_unload() if merge else adapted.base_model.model

@@ -55,6 +55,7 @@ class Embedder:
         tokenizer = Tokenizer(spec)
         self._layouts = tokenizer.layouts
         selftest.check_tokens(tokenizer, spec)
+        selftest.check_prompts(tokenizer, spec)
         ids = tokenizer(selftest.texts()).input_ids
         model = _load(spec, tokenizer)
         _check_shapes(model, spec, tokenizer)
@@ -66,6 +67,7 @@ class Embedder:
         self.flops = Flops.of(model)
         self._forward = _make_forward(model, spec, self.device, tokenizer)
         self.batch_tokens = batch_tokens or self._forward.batch_tokens
+        self._check_spans(ids)
         selftest.check(self, ids)
 
     @torch.inference_mode()
@@ -130,6 +132,14 @@ class Embedder:
             spans_M2[index::num] = layout.spans(lengths_M[index::num].astype(np.int64), pool_over)
         return spans_M2
 
+    def _check_spans(self, input_ids: pa.ListArray) -> None:
+        readings_M = readings.split(input_ids, len(self._layouts))
+        lengths_M = np.diff(readings_M.offsets.to_numpy())
+        spans_M2 = self._spans(lengths_M)
+        if spans_M2 is not None and self.spec.recipe.pooling in ("mean", "weighted_mean", "latent_attention"):
+            plan = batching.plan(lengths_M, self.batch_tokens)
+            selftest.check_spans(self._forward, next(batching.batches(readings_M, plan, spans_M2)), self.spec.model)
+
     def _averaged(
         self, pooled: torch.Tensor, order: NDArray[np.int64], num_rows: int
     ) -> tuple[torch.Tensor, NDArray[np.int64]]:
@@ -187,6 +197,7 @@ def _make_forward(
     prepending = None
     if recipe.prepend is not None:
         prepending = TokenPrepending(model, recipe.prepend, tokenizer.token_id(recipe.prepend.token))
+        selftest.check_prepending(model, prepending, tokenizer, device)
     causal = selftest.check_attention(model, recipe, tokenizer, device)
     dtype = DTYPES[recipe.compute_dtype]
     plain = recipe.layers == (-1,) and not any(layout.leaves_out(recipe.pool_over) for layout in tokenizer.layouts)

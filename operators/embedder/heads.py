@@ -48,7 +48,9 @@ def load_dense(file: DenseFile) -> Dense:
         weights = safetensors.torch.load_file(file.weights)
         linear.load_state_dict({name.removeprefix("linear."): weight for name, weight in weights.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"cannot load the head {file.weights}: it does not fit its config.json: {error}") from error
+        raise InputError(
+            f"cannot load the head {file.weights}: it does not fit its config.json: {' '.join(str(error).split())}"
+        ) from error
     return Dense(linear, ACTIVATIONS[file.activation]())
 
 

@@ -113,5 +113,5 @@ def load_latent_attention(folder: Path, prefix: str, num_heads: int, width: int)
     try:
         head.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"the latent attention of {folder} is not whole: {error}") from error
+        raise InputError(f"the latent attention of {folder} is not whole: {' '.join(str(error).split())}") from error
     return head.requires_grad_(False).eval()

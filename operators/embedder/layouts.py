@@ -64,13 +64,23 @@ def _sentence_transformers(folder: Path) -> dict[str, Any]:
             f"{transformer}/sentence_bert_config.json has do_lower_case: true: put a Lowercase normalizer into "
             "tokenizer.json instead"
         )
+    end_token = asked_end_token(transformer)
     return {
+        **({"end_token": end_token} if end_token is not None else {}),
         **_pooling(folder / str(modules[1]["path"]) / "config.json"),
         "head": tuple(str(module["path"]) for module in modules[2 : 2 + num_dense]),
         "normalize": kinds[-1] == "Normalize",
         "max_tokens": _max_tokens(transformer, read_config(transformer), settings.get("max_seq_length")),
         "prompts": _prompts(folder),
     }
+
+
+def asked_end_token(folder: Path) -> str | None:
+    """The end token that a tokenizer's settings ask for; transformers >= 5 reads them, and puts none."""
+    config = _optional_json(folder / "tokenizer_config.json")
+    token = config.get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return str(token) if config.get("add_eos_token") and token else None
 
 
 def _pooling(path: Path) -> dict[str, str]:

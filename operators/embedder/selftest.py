@@ -1,12 +1,15 @@
 """What every worker checks before it embeds: that this model, with this recipe, here, gives the vectors it promises.
 
-Known texts are embedded alone, together and in another order. A wrong attention mask, padding side or position id, a
-lost end token, half-read weights or a broken kernel all show as vectors that depend on their batch, are not finite, or
-are the same for different texts; in none of these cases does anything else fail.
+Known texts are embedded alone, together and in another order. A wrong attention mask, padding side or position id,
+half-read weights or a broken kernel all show as vectors that depend on their batch, are not finite, or are the same for
+different texts; in none of these cases does anything else fail. What a recipe states is tried out: the attention by
+changing a token and looking at its neighbours, the rest (tokens left out of pooling, token prepending; adapters where
+they are loaded) by doing without, which has to make a difference.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +19,9 @@ import transformers
 from numpy.typing import NDArray
 
 from operators.embedder import readings
+from operators.embedder.batching import Batch
+from operators.embedder.forward import PooledForward
+from operators.embedder.prepending import TokenPrepending
 from operators.embedder.recipe import Recipe
 from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
@@ -57,6 +63,43 @@ def check_tokens(tokenizer: Tokenizer, spec: EmbedderSpec) -> None:
         tail = tokenizer.readings[index % num_readings].tail
         if ids[len(ids) - len(tail) :] != tail:
             raise InputError(f"{spec.model}: self-test: a prompt's text after {{text}} is lost or torn apart")
+
+
+def check_prompts(tokenizer: Tokenizer, spec: EmbedderSpec) -> None:
+    """Raise InputError where a prompt cannot be told from the text by its number of tokens, but has to be left out."""
+    if spec.recipe.pool_over == "all" or spec.recipe.count_prompt == "alone":
+        return
+    for reading in tokenizer.readings:
+        for text in TEXTS:
+            found, expected = tokenizer.prompt_tokens(reading, text), reading.layout.prefix
+            if found != expected:
+                raise InputError(
+                    f"{spec.model}: self-test: the prompt {reading.template.prefix!r} has {expected} tokens alone and "
+                    f"{found} before a text, so it cannot be left out of pooling: end it with a blank or a line end, "
+                    "or set join: apart"
+                )
+
+
+@torch.inference_mode()
+def check_spans(forward: PooledForward, batch: Batch, name: str) -> None:
+    """Raise InputError where leaving tokens out of pooling, as the recipe states, changes nothing."""
+    over_some, over_all = forward(batch), forward(dataclasses.replace(batch, spans_B2=None))
+    if torch.equal(over_some, over_all):
+        raise InputError(f"{name}: self-test: the tokens that pool_over leaves out are pooled")
+
+
+@torch.inference_mode()
+def check_prepending(
+    model: transformers.PreTrainedModel, prepending: TokenPrepending, tokenizer: Tokenizer, device: torch.device
+) -> None:
+    """Raise InputError where token prepending changes nothing."""
+    reading = readings.split(tokenizer(texts()).input_ids, len(tokenizer.readings))[0].as_py()
+    ids_1L = torch.tensor([reading], device=device)
+    plain = model(input_ids=ids_1L).last_hidden_state
+    with prepending.on_batch(ids_1L, torch.ones_like(ids_1L, dtype=torch.bool)):
+        prepended = model(input_ids=ids_1L).last_hidden_state
+    if torch.equal(plain, prepended):
+        raise InputError(f"self-test: prepend has no effect on {model.config.model_type}")
 
 
 def probe_ids(tokenizer: Tokenizer) -> torch.Tensor:

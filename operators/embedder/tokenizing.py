@@ -15,13 +15,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import tokenizers
 from numpy.typing import NDArray
 
-from operators.embedder import readings
+from operators.embedder import layouts, readings
 from operators.embedder.readings import Layout
 from operators.embedder.spec import EmbedderSpec, verified_folder
 from operators.embedder.static import folder as static_folder
@@ -93,6 +94,7 @@ class Tokenizer:
             raise InputError(f"end_token {recipe.end_token!r} is not in the vocabulary of {recipe.checkpoint}")
         if self.end_id is not None and self._last[-1:] != [self.end_id]:
             self._last = [*self._last, self.end_id]
+        self._check_end(verified_folder(spec, weights=False))
         self.readings = tuple(self._reading(template) for template in spec.templates)
         self.max_text_tokens = min(reading.max_text_tokens for reading in self.readings)
         """How many tokens of a text itself fit, beside special tokens and the prompt."""
@@ -127,6 +129,25 @@ class Tokenizer:
         num_tokens_N = np.sum([np.diff(column.offsets.to_numpy()) for column in columns], axis=0, dtype=np.int32)
         lost_N = lost_RN.max(axis=0)
         return Tokens(readings.join(columns), pa.array(num_tokens_N), pa.array(lost_N > 0), int(lost_N.sum()))
+
+    def prompt_tokens(self, reading: Reading, text: str) -> int:
+        """How many tokens of a reading of `text`, the tokenizer's own first ones left out, end in its prompt."""
+        if reading.apart:
+            return reading.layout.prefix
+        prefix = reading.template.prefix
+        end = len(prefix.rstrip(" "))
+        offsets = self._backend.encode(prefix + text, add_special_tokens=False).offsets
+        return sum(token_end <= end for _, token_end in offsets)
+
+    def _check_end(self, folder: Path) -> None:
+        """Refuse a recipe without the end token that its checkpoint was trained with."""
+        if self.end_id is not None or self._last:
+            return
+        if layouts.asked_end_token(folder) is not None:
+            raise InputError(
+                f"set end_token: {layouts.asked_end_token(folder)!r} in the recipe: {folder}/tokenizer_config.json has "
+                "add_eos_token, but the tokenizer puts no token after a text"
+            )
 
     def _read(self, texts: pa.StringArray, reading: Reading) -> tuple[pa.ListArray, NDArray[np.int64]]:
         """The token ids of each text in one reading, and how many of its tokens were lost."""

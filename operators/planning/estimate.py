@@ -56,6 +56,15 @@ class Hardware(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What a recipe reads of a chunk: its tokens, and those that are the recipe's."""
+
+    rows: int = 1  # that the model computes: one for each prompt of the role
+    copies: int = 1  # of the chunk's own tokens, in all rows
+    fixed_tokens: int = 0  # of prompts, special and end tokens, in all rows
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """What a run does with its chunks, as far as a plan needs it."""
 
@@ -64,6 +73,7 @@ class Setting:
     batch_tokens: int | None = None  # padded tokens of a batch; None: the engine does not pad, or it is not known
     flops: Callable[[Ints], float] | None = None  # of texts of given token lengths: engine.Flops.total
     kept_bytes_per_chunk: float = 0.0  # of the kept columns
+    reading: Reading = Reading()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,7 @@ class Estimate:
     bytes_out: dict[str, Interval]  # dtype -> bytes of the data files
     cost: Cost
     notes: tuple[str, ...]
+    tokens_per_text_token: float | None = None  # computed (padding excluded) per token of the texts: prompts, copies
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -126,7 +137,9 @@ def estimate_run(
     lengths_C = np.concatenate([sample.tokens_by_chunk_C for sample in samples])
     weights_C = np.repeat(weights_D, [len(sample.tokens_by_chunk_C) for sample in samples])
     num_chunks = _chunks_per_fragment(samples, expansion, setting.fragment_rows)
-    fragment_N = _typical_lengths(np.concatenate([sample.read_C for sample in samples]), weights_C, num_chunks)
+    read_C = np.concatenate([sample.read_C for sample in samples])
+    fragment_N = _typical_lengths(read_C, weights_C, num_chunks)
+    fragment_N = np.repeat(fragment_N // setting.reading.rows, setting.reading.rows)
     flops_per_token = setting.flops(fragment_N) / fragment_N.sum() if setting.flops and len(fragment_N) else None
     sampled_rows = sum(len(sample.chunks_by_row_R) for sample in samples)
     id_bytes = sum(sample.id_bytes for sample in samples) / max(sampled_rows, 1)
@@ -152,6 +165,7 @@ def estimate_run(
         bytes_out={dtype: _bytes_out(dtype, totals, setting, id_bytes, draw.num_units) for dtype in DTYPES},
         cost=price(totals["tokens"], hardware, flops_per_token),
         notes=_notes(basis, draw.num_units, totals, lost_tokens),
+        tokens_per_text_token=_per_text_token(setting.reading, read_C, lengths_C, weights_C),
     )
 
 
@@ -238,6 +252,12 @@ def _typical_lengths(read_C: Ints, weights_C: Floats, num_chunks: int) -> Ints:
     num = round(num_chunks * weights_C[begins_C].sum() / weights_C.sum()) if begins_C.any() else 0
     # As evenly spaced quantiles: the plan gets no noise of its own.
     return _quantiles(read_C[begins_C], weights_C[begins_C], (np.arange(num) + 0.5) / max(num, 1))
+
+
+def _per_text_token(reading: Reading, read_C: Ints, lengths_C: Ints, weights_C: Floats) -> float | None:
+    """What a recipe costs over the texts alone: 2 and more for echo, 8 and more for eight prompts."""
+    text_tokens = (weights_C @ (lengths_C - reading.fixed_tokens)) / reading.copies
+    return float(weights_C @ read_C / text_tokens) if text_tokens > 0 else None
 
 
 def _quantiles(lengths_C: Ints, weights_C: Floats, shares: Floats) -> Ints:

@@ -60,6 +60,8 @@ def plan_page(plan: Estimate, config: Mapping[str, Any]) -> str:
         ("float32 out", size(plan.bytes_out["float32"].value), plus_minus(plan.bytes_out["float32"])),
         ("padding", percent(plan.padding_share) if plan.padding_share is not None else "unknown", "of tokens computed"),
     ]
+    if plan.tokens_per_text_token is not None:
+        cards.append(("recipe", f"{plan.tokens_per_text_token:.2f}", "tokens computed per token of text"))
     rows: list[tuple[str, Interval, str]] = [
         ("documents", plan.documents, ""),
         ("rejected rows", plan.rejected, ""),

@@ -97,6 +97,8 @@ def _facts(plan: Estimate) -> list[str]:
     if plan.length_percentiles:
         median, most, longest = (plan.length_percentiles[key] for key in ("50", "95", "100"))
         lines.append(f"lengths {bars(plan.lengths)} tokens; median {median}, 95 % up to {most}, longest {longest}")
+    if plan.tokens_per_text_token is not None:
+        lines.append(f"recipe  {plan.tokens_per_text_token:.2f} tokens computed per token of text (prompts, copies)")
     if plan.padding_share is not None:
         lines.append(f"padding {percent(plan.padding_share)} of the tokens computed")
     cost = plan.cost

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from operators.embedder import batching
-from operators.planning.estimate import Estimate, Hardware, Setting, estimate_run, mfu, price, vector_bytes
+from operators.planning.estimate import Estimate, Hardware, Reading, Setting, estimate_run, mfu, price, vector_bytes
 from operators.planning.expansion import Interval
 from operators.planning.sampling import UnitSample, choose_units
 from tests.operators.planning.corpora import SyntheticUnit, make_units, true_totals
@@ -39,6 +39,23 @@ def test_plan_of_the_whole_source_is_exact_and_says_so() -> None:
     assert plan.sampled_rows == truth["documents"]
     assert plan.sampled_bytes == plan.num_bytes
     assert "exact" in plan.notes[0]
+
+
+def test_what_a_recipe_adds_is_told_from_the_texts() -> None:
+    copies, fixed = 2, 14  # as echo embeddings: the text twice, and 14 tokens of prompts and special tokens
+    sample = UnitSample(1000, 1000, np.ones(4, np.int64), np.full(4, 20), np.array([10, 20, 30, 40]) * copies + fixed)
+    draw = choose_units(np.array([1000]), 1, 0)
+    plan = estimate_run([sample], draw, replace(SETTING, reading=Reading(1, copies, fixed)), num_files=1)
+    assert plan.tokens_per_text_token == pytest.approx((2 * 100 + 4 * 14) / 100)
+    assert estimate_run([sample], draw, SETTING, num_files=1).tokens_per_text_token == 1
+
+
+def test_readings_of_a_chunk_are_rows_of_their_own() -> None:
+    sample = UnitSample(1000, 1000, np.ones(1, np.int64), np.full(1, 20), np.array([800]))
+    setting = replace(SETTING, flops=lambda lengths_N: float((lengths_N**2).sum()), reading=Reading(8, 8, 0))
+    plan = estimate_run([sample], choose_units(np.array([1000]), 1, 0), setting, num_files=1)
+    assert plan.flops_per_token == pytest.approx(8 * 100**2 / 800)
+    assert plan.tokens_per_text_token == 8
 
 
 def test_plan_histogram_of_a_sample_follows_that_of_the_source() -> None:

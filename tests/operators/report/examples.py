@@ -36,6 +36,7 @@ PLAN = Estimate(
     },
     cost=Cost("laptop", 2, 6400.0, Interval(0.218, 0.2126, 0.2235), Interval(0.0436, 0.0425, 0.0447), 0.31, None),
     notes=("4.0 % of the tokens are cut off by max_tokens; set chunking.tokens to embed them",),
+    tokens_per_text_token=2.31,
 )
 
 COUNTS = Counts(

@@ -26,6 +26,7 @@ def test_plan_text_has_each_figure_with_its_interval() -> None:
     assert [line for line in text.splitlines() if "*" in line] == [line_with(text, "float16")]
     assert "median 91, 95 % up to 221, longest 256" in text
     assert "padding 0.71 %" in text
+    assert "recipe  2.31 tokens computed per token of text" in text
     assert "note    4.0 % of the tokens are cut off" in text
 
 
