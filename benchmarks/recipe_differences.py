@@ -21,7 +21,7 @@ def main() -> int:
     """Print the table; returns pytest's exit code."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", TESTS, f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", TESTS, "-o", "junit_family=xunit1", f"--junitxml={report}"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if not report.is_file():
             print(result.stdout, result.stderr, file=sys.stderr)

@@ -185,9 +185,14 @@ def tiny_nv_embed(folder: Path, hidden: int = 32, num_latents: int = 5, **fields
     return head
 
 
-def with_lora(model: transformers.PreTrainedModel, seed: int, task_type: str | None = None) -> peft.PeftModel:
+def with_lora(
+    model: transformers.PreTrainedModel,
+    seed: int,
+    task_type: str | None = None,
+    modules: Sequence[str] = ("q_proj", "v_proj", "down_proj"),
+) -> peft.PeftModel:
     """A model with a LoRA adapter that changes what it computes."""
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type=task_type)
+    config = peft.LoraConfig(r=4, target_modules=list(modules), task_type=task_type)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = peft.get_peft_model(model, config)

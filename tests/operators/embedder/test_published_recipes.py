@@ -108,6 +108,16 @@ def states(
     return found
 
 
+def fitted(tokenizer: Any, prefix: str, text: str, suffix: str, max_tokens: int) -> list[int]:
+    """The ids of a prompt around a text, of which the longest part is kept that ends with a token and fits."""
+    ends = [end for _, end in tokenizer(prefix + text, return_offsets_mapping=True)["offset_mapping"]]
+    for end in sorted({len(prefix + text), *ends}, reverse=True):
+        found = tokenizer((prefix + text)[:end] + suffix)["input_ids"]
+        if len(found) <= max_tokens:
+            return list(found)
+    raise AssertionError("the prompt alone is too long")
+
+
 # Encoders
 
 
@@ -315,18 +325,15 @@ def test_bge_en_icl(tmp_path: Path, role: str, record_property: Record) -> None:
     suffix = "\n<response>"
     max_tokens = len(tokenizer(prefix)["input_ids"]) + 40
 
+    end = tokenizer.convert_tokens_to_ids("</s>")
+
     def ids(text: str) -> list[int]:
         if role == "document":
             return instructed(tmp_path, "", text, "</s>", max_tokens)
-        ends = [end for _, end in tokenizer(prefix + text, return_offsets_mapping=True)["offset_mapping"]]
-        for end in sorted(ends, reverse=True):  # the longest text that fits, ending with a token
-            found = tokenizer((prefix + text)[:end] + suffix)["input_ids"]
-            if len(found) < max_tokens:
-                return [*found, tokenizer.convert_tokens_to_ids("</s>")]
-        raise AssertionError("the prompt alone is too long")
+        return [*fitted(tokenizer, prefix, text, suffix, max_tokens - 1), end]
 
     rows = [ids(text) for text in TEXTS]
-    assert {row[-1] for row in rows} == {tokenizer.convert_tokens_to_ids("</s>")}
+    assert {row[-1] for row in rows} == {end}
     if role == "query":
         assert {row[-2] for row in rows} == {tokenizer.convert_tokens_to_ids("<response>")}
     assert max(map(len, rows)) == max_tokens
@@ -478,57 +485,61 @@ def sentence(text: str) -> str:
 )
 def test_one_word(tmp_path: Path, name: str, kind: Any, before: str, record_property: Record) -> None:
     tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, kind=kind, max_tokens=512))
-    texts = [*SHORT, "Is it?", 'He said "no"']
-    starts = "This" if name.startswith("prompteol") else "this"
-    rows = [
-        tokenizer(f'{before}{starts} sentence : "{sentence(text)}" means in one word:"')["input_ids"] for text in texts
-    ]
+    texts = [*TEXTS, "Is it?", 'He said "no"']
+    prefix = f'{before}{"This" if name.startswith("prompteol") else "this"} sentence : "'
+    suffix = '" means in one word:"'
+    max_tokens = len(tokenizer(prefix + suffix)["input_ids"]) + 50
+    rows = [fitted(tokenizer, prefix, sentence(text), suffix, max_tokens) for text in texts]
+    assert max_tokens - 2 <= max(map(len, rows)) <= max_tokens
     expected = np.stack([own[-1][-1] for own in states(tmp_path, rows)])
     check(
         record_property,
         name,
         tmp_path,
-        "transformers, each prompt alone",
+        "transformers, each prompt alone, the text cut to fit",
         expected,
         texts,
         sides=BOTH,
-        changes={"max_tokens": 400},
+        changes={"max_tokens": max_tokens},
     )
 
 
 def test_promptbert(tmp_path: Path, record_property: Record) -> None:
     tokenizer = tokenizer_of(checkpoints.tiny_bert(tmp_path))
-    texts = [*SHORT, "Is it?", 'He said "no"']
-    rows = [tokenizer(f'This sentence : "{sentence(text)}" means [MASK] .')["input_ids"] for text in texts]
+    texts = [*TEXTS, "Is it?", 'He said "no"']
+    rows = [fitted(tokenizer, 'This sentence : "', sentence(text), '" means [MASK] .', 60) for text in texts]
+    assert max(map(len, rows)) == 60
     expected = np.stack([own[-1][row.index(4)] for own, row in zip(states(tmp_path, rows), rows, strict=True)])
     check(
         record_property,
         "promptbert",
         tmp_path,
-        "state of [MASK], each prompt alone",
+        "state of [MASK], each prompt alone, the text cut to fit",
         expected,
         texts,
-        changes={"max_tokens": 400},
+        changes={"max_tokens": 60},
     )
 
 
 def test_metaeol(tmp_path: Path, record_property: Record) -> None:
-    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, kind="llama", max_tokens=512))
+    tokenizer = tokenizer_of(checkpoints.tiny_decoder(tmp_path, kind="llama", max_tokens=1024))
     prompts = yaml.safe_load((RECIPES / "metaeol-llama-2-7b.yaml").read_text())["prompts"]["document"]
     assert len(prompts) == 8
+    max_tokens = max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts) + 40
     by_prompt = []
     for prompt in prompts:
-        rows = [tokenizer(prompt.replace("{text}", sentence(text)))["input_ids"] for text in SHORT]
+        prefix, suffix = prompt.split("{text}")
+        rows = [fitted(tokenizer, prefix, sentence(text), suffix, max_tokens) for text in TEXTS]
+        assert max(map(len, rows)) <= max_tokens
         by_prompt.append(np.stack([own[-1][-1] for own in states(tmp_path, rows)]))
     check(
         record_property,
         "metaeol-llama-2-7b",
         tmp_path,
-        "mean over the prompts, each alone",
+        "mean over the prompts, each alone, the text cut to fit",
         np.mean(by_prompt, axis=0),
-        SHORT,
         sides=BOTH,
-        changes={"max_tokens": 500},
+        changes={"max_tokens": max_tokens},
     )
 
 
@@ -540,8 +551,8 @@ def test_token_prepending(tmp_path: Path, record_property: Record) -> None:
     embedding = torch.randn(32, generator=torch.Generator().manual_seed(0))
     expected = []
     with torch.inference_mode():
-        for text in SHORT:
-            ids = tokenizer(f'This sentence : <PST> "{sentence(text)}" means in one word:"')["input_ids"]
+        for text in TEXTS:
+            ids = fitted(tokenizer, 'This sentence : <PST> "', sentence(text), '" means in one word:"', 100)
             slot = ids.index(placeholder)
             hidden = model.embed_tokens(torch.tensor([[0 if token == placeholder else token for token in ids]]))
             hidden[0, slot] = embedding
@@ -558,11 +569,10 @@ def test_token_prepending(tmp_path: Path, record_property: Record) -> None:
         record_property,
         "token-prepending-llama-2-7b",
         tmp_path,
-        "the layers one by one, each prompt alone",
+        "the layers one by one, each prompt alone, the text cut to fit",
         np.stack(expected),
-        SHORT,
         sides=BOTH,
-        changes={"max_tokens": 250, "prepend": {"exit_layer": 2}, "layers": [3]},
+        changes={"max_tokens": 100, "prepend": {"exit_layer": 2}, "layers": [3]},
     )
 
 
