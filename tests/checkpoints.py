@@ -178,7 +178,8 @@ def tiny_nv_embed(folder: Path, hidden: int = 32, num_latents: int = 5, **fields
     weights |= {f"latent_attention_model.{name}": weight for name, weight in head.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     text_config = json.loads((folder / "trunk" / "config.json").read_text())
-    config = {"model_type": "nvembed", "auto_map": {"AutoModel": "modeling_nvembed.NVEmbedModel"}}
+    auto_map = {"AutoConfig": "configuration_nvembed.NVEmbedConfig", "AutoModel": "modeling_nvembed.NVEmbedModel"}
+    config = {"model_type": "nvembed", "auto_map": auto_map}
     _write_json(folder / "config.json", {**config, "text_config": {**text_config, "model_type": "bidir_mistral"}})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((folder / "trunk" / name).read_bytes())
