@@ -42,6 +42,7 @@ def tiny_bert(
     layers: int = 2,
     prompts: dict[str, str] | None = None,
     seed: int = 0,
+    auto: Any = transformers.AutoModel,
 ) -> Path:
     """A BERT with a WordPiece vocabulary of letters and a few words, in the sentence-transformers layout."""
     tokenizer = wordpiece_tokenizer()
@@ -54,7 +55,7 @@ def tiny_bert(
         max_position_embeddings=max(512, max_tokens),
         pad_token_id=0,
     )
-    save_model(folder, config, seed)
+    save_model(folder, config, seed, auto)
     save_tokenizer(folder, tokenizer, {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}, max_tokens)
     sentence_transformers_layout(folder, hidden, pooling, normalize, max_tokens, prompts)
     return folder
@@ -68,6 +69,7 @@ def tiny_encoder(
     layers: int = 2,
     max_tokens: int = 128,
     seed: int = 0,
+    auto: Any = transformers.AutoModel,
 ) -> Path:
     """An encoder that is no BERT, with a byte-level vocabulary, `<s>` and `</s>` around a text, in the plain layout."""
     tokenizer = byte_level_tokenizer(specials=("</s>", "<pad>", "[MASK]"))
@@ -92,7 +94,7 @@ def tiny_encoder(
         eos_token_id=2,
         **({"local_attention": 8, "cls_token_id": 1, "sep_token_id": 2} if kind == "modernbert" else {}),
     )
-    save_model(folder, config, seed)
+    save_model(folder, config, seed, auto)
     save_tokenizer(folder, tokenizer, {"pad_token": "<pad>", "mask_token": "[MASK]"}, max_tokens)
     return folder
 
@@ -106,6 +108,7 @@ def tiny_decoder(
     max_tokens: int = 128,
     seed: int = 0,
     specials: Sequence[str] = (),
+    auto: Any = transformers.AutoModel,
     **fields: Any,
 ) -> Path:
     """A causal language model with a byte-level BPE vocabulary, in the plain Hugging Face layout.
@@ -114,7 +117,8 @@ def tiny_decoder(
     model's config.
     """
     tokenizer = byte_level_tokenizer(specials=specials)
-    save_model(folder, decoder_config(kind, tokenizer.get_vocab_size(), hidden, layers, max_tokens, **fields), seed)
+    config = decoder_config(kind, tokenizer.get_vocab_size(), hidden, layers, max_tokens, **fields)
+    save_model(folder, config, seed, auto)
     save_tokenizer(folder, tokenizer, {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}, max_tokens)
     return folder
 
@@ -211,11 +215,13 @@ def minilm_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
-def save_model(folder: Path, config: transformers.PreTrainedConfig, seed: int = 0) -> None:
+def save_model(
+    folder: Path, config: transformers.PreTrainedConfig, seed: int = 0, auto: Any = transformers.AutoModel
+) -> None:
     """Save `config`'s model with random weights, wide enough that different texts have clearly different vectors."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModel.from_config(config)
+        model = auto.from_config(config)
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.embedder.checkpoint import hidden_size, read_config
 from operators.embedder.spec import EmbedderSpec, verified_folder
 from operators.embedder.windows import Windows, check_late
 
 if TYPE_CHECKING:
     from operators.embedder.engine import Embedder
+    from operators.embedder.sparse.engine import SparseEmbedder
     from operators.embedder.static.engine import StaticEmbedder
     from operators.embedder.vectors import Vectors
 
@@ -22,13 +24,18 @@ def load_embedder(
     batch_tokens: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
-) -> Embedder | StaticEmbedder:
+) -> Embedder | SparseEmbedder | StaticEmbedder:
     """A loaded, self-tested embedder: token ids in, `Vectors` out."""
+    # torch and transformers are 5 s that the driver need not wait for
     if spec.recipe.kind == "static":
         from operators.embedder.static.engine import StaticEmbedder
 
         return StaticEmbedder(spec, device, threads)
-    from operators.embedder.engine import Embedder  # torch and transformers, 5 s that the driver need not wait for
+    if spec.recipe.sparse is not None:
+        from operators.embedder.sparse.engine import SparseEmbedder
+
+        return SparseEmbedder(spec, batch_tokens, device, threads)
+    from operators.embedder.engine import Embedder
 
     return Embedder(spec, batch_tokens, device, threads)
 
@@ -52,4 +59,10 @@ def flops_of(spec: EmbedderSpec) -> Callable[[NDArray[np.int64]], float]:
         return lambda lengths_N: float(lengths_N.sum() * spec.dim)
     from operators.embedder.flops import Flops
 
-    return Flops.of_folder(verified_folder(spec, weights=False), spec.recipe).total
+    folder = verified_folder(spec, weights=False)
+    trunk = Flops.of_folder(folder, spec.recipe).total
+    sparse = spec.recipe.sparse
+    if sparse is None:
+        return trunk
+    width = hidden_size(folder, read_config(folder))
+    return lambda lengths_N: trunk(lengths_N) + sparse.flops(lengths_N, spec.sparse_dim, width)

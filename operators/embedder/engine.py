@@ -46,19 +46,16 @@ class Embedder:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: int | None = None,
     ) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        # huge pages for tensors of 2 MB and more, read when the process allocates its first: 5 % more tokens/s on Linux
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        prepare_process(threads)
         self.spec = spec
-        self.device = _device(device)
+        self.device = choose_device(device)
         tokenizer = Tokenizer(spec)
         self._layouts = tokenizer.layouts
         selftest.check_tokens(tokenizer, spec)
         selftest.check_prompts(tokenizer, spec)
         ids = tokenizer(selftest.texts()).input_ids
         model = _load(spec, tokenizer)
-        _check_shapes(model, spec, tokenizer)
+        check_shapes(model, spec, tokenizer)
         root = checkpoint.locate_root(spec.recipe.checkpoint, spec.recipe.revision)
         self._head = load_head(root, spec.recipe.head, model)
         if self._head is not None:
@@ -151,7 +148,16 @@ class Embedder:
         return averaged_ND[torch.from_numpy(rows).to(self.device)], rows
 
 
-def _device(wanted: str) -> torch.device:
+def prepare_process(threads: int | None) -> None:
+    """What a process sets before its model is loaded; `threads` of torch, None for its own choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # huge pages for tensors of 2 MB and more, read when the process allocates its first: 5 % more tokens/s on Linux
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device to compute on; raises InputError where it is not there."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("embedder.device is cuda, but torch finds no GPU here: set embedder.device=auto or cpu")
     if wanted == "auto":
@@ -175,7 +181,8 @@ def _load(spec: EmbedderSpec, tokenizer: Tokenizer) -> transformers.PreTrainedMo
     return model
 
 
-def _check_shapes(model: transformers.PreTrainedModel, spec: EmbedderSpec, tokenizer: Tokenizer) -> None:
+def check_shapes(model: transformers.PreTrainedModel, spec: EmbedderSpec, tokenizer: Tokenizer) -> None:
+    """Raise InputError for a model that lacks layers of the recipe, or embeddings of the tokenizer's ids."""
     table = model.get_input_embeddings()
     assert isinstance(table, torch.nn.Embedding), f"token embeddings are a table in every text model, not {type(table)}"
     num_layers = int(model.config.num_hidden_layers)

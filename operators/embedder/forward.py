@@ -120,7 +120,10 @@ class PaddedForward:
         self.batch_tokens = trunk.batch_tokens
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        tokens = self._trunk(batch)
+        return self.pooled(batch, self._trunk(batch))
+
+    def pooled(self, batch: Batch, tokens: TokenStates) -> torch.Tensor:
+        """pooled_BD of states that the trunk has made of the batch."""
         states_BLD = tokens.states_BLD if self._token_head is None else self._token_head(tokens.states_BLD)
         if batch.chunks_S3 is not None:
             places_P, begins_S = (torch.from_numpy(places) for places in batch.chunk_places(self._trunk.side))

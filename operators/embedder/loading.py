@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -25,8 +25,13 @@ HEAD_PREFIXES = ("lm_head.", "score.", "classifier.")  # parts of a checkpoint t
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError, SafetensorError)
 
 
-def load_model(folder: Path, dtype: torch.dtype, recipe: Recipe) -> transformers.PreTrainedModel:
-    """The trunk of a checkpoint on the CPU, in eval mode, with the recipe's attention; a pooler if it is the head."""
+def load_model(
+    folder: Path, dtype: torch.dtype, recipe: Recipe, kind: Any = transformers.AutoModel
+) -> transformers.PreTrainedModel:
+    """A checkpoint on the CPU, in eval mode, with the recipe's attention: its trunk, with a pooler if it is the head.
+
+    `kind` is another of transformers' Auto classes where more than the trunk is wanted; all of it has to be there.
+    """
     weight_files(folder)
     config = load_config(folder, recipe)
     library_logger = logging.getLogger("transformers")
@@ -34,7 +39,7 @@ def load_model(folder: Path, dtype: torch.dtype, recipe: Recipe) -> transformers
     library_logger.setLevel(logging.ERROR)  # what its load report warns of is an InputError below
     transformers.logging.disable_progress_bar()
     try:
-        model, info = transformers.AutoModel.from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             config=config,
             key_mapping=None if recipe.trunk is None else {f"^{re.escape(recipe.trunk.prefix)}": ""},
@@ -48,7 +53,8 @@ def load_model(folder: Path, dtype: torch.dtype, recipe: Recipe) -> transformers
         raise InputError(f"cannot load {folder}: {str(error).strip() or type(error).__name__}") from error
     finally:
         library_logger.setLevel(level)
-    unused = HEAD_PREFIXES if POOLER in recipe.head else (*HEAD_PREFIXES, "pooler.")
+    unused = () if kind is not transformers.AutoModel else HEAD_PREFIXES
+    unused = unused if POOLER in recipe.head else (*unused, "pooler.")
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(unused))
     if missing:
         raise InputError(

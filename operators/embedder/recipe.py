@@ -17,12 +17,13 @@ from operators.embedder import checkpoint, layouts
 from operators.embedder.batching import Side
 from operators.embedder.head_files import DIMS
 from operators.embedder.readings import PoolOver
+from operators.embedder.sparse.settings import SparseHead
 from operators.embedder.static.settings import WordVectors
 from operators.embedder.templates import Template, TextStyle, as_tuple
 from operators.errors import InputError
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
-Pooling = Literal["mean", "weighted_mean", "cls", "last", "token", "latent_attention"]
+Pooling = Literal["mean", "weighted_mean", "cls", "last", "token", "latent_attention", "none"]
 
 
 class Trunk(BaseModel):
@@ -106,7 +107,9 @@ class Recipe(BaseModel):
         min_length=1,
         description="hidden states that are pooled, averaged: 0 the embeddings, 1 the first layer's ... -1 the last's",
     )
-    pooling: Pooling = Field(description="how token states become one vector; weighted_mean: by place in the text")
+    pooling: Pooling = Field(
+        description="how token states become one vector; weighted_mean: by place in the text; none: no dense vector"
+    )
     pool_over: PoolOver = Field(
         default="all",
         description="tokens that are pooled; after_prompt: without prompt and what is before it; text: its own alone",
@@ -118,6 +121,7 @@ class Recipe(BaseModel):
         default=(),
         description="after pooling: pooler (BERT's own) or folders of Dense modules; {dims} in a name: the size",
     )
+    sparse: SparseHead | None = Field(default=None, description="sparse vectors, in the same pass")
     normalize: bool = Field(description="scale vectors to length 1")
     max_tokens: int = Field(gt=0, description="tokens read of a text, special tokens and prompt included")
     prompts: dict[str, str | tuple[str, ...]] = Field(
@@ -138,6 +142,9 @@ class Recipe(BaseModel):
     task: str | None = Field(default=None, description="what {task} in a prompt stands for")
     example: str | None = Field(default=None, description="how one of {examples} is written, with {its keys}")
     examples: tuple[dict[str, str], ...] = Field(default=(), description="in-context examples, in order")
+    special_tokens: Literal["own", "none"] = Field(
+        default="own", description="none: leave out those that the tokenizer itself puts around a text, such as <s>"
+    )
     end_token: str | None = Field(default=None, description="token put last, after truncation")
     dims: tuple[int, ...] = Field(default=(), description="Matryoshka sizes that the model was trained for")
     default_dims: int | None = Field(
@@ -164,6 +171,15 @@ class Recipe(BaseModel):
             raise ValueError("pooling: token and pooled_token belong together")
         if (self.pooling == "latent_attention") != (self.latent_attention is not None):
             raise ValueError("pooling: latent_attention and the section latent_attention belong together")
+        if self.pooling == "none" and (self.sparse is None or self.head or self.dims):
+            raise ValueError("pooling: none is for recipes with sparse vectors alone, without head and dims")
+        if self.sparse is not None and self.layers != (-1,):
+            raise ValueError("sparse vectors are made of the last layer's states: leave out layers")
+        if self.sparse is not None and (self.trunk or self.adapters or self.prepend or self.latent_attention):
+            raise ValueError(
+                "sparse vectors are made by a checkpoint that is whole: leave out trunk, prepend and latent_attention, "
+                "and merge adapters into it"
+            )
         for role, prompt in self.prompts.items():
             for template in as_tuple(prompt):
                 check_template(self, Template.parse(template), f"prompts.{role}")

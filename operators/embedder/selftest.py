@@ -29,6 +29,8 @@ from operators.errors import InputError
 
 if TYPE_CHECKING:
     from operators.embedder.engine import Embedder
+    from operators.embedder.sparse.engine import SparseEmbedder
+    from operators.embedder.vectors import Vectors
 
 # Lengths far apart, so that together the short ones are mostly padding; and sorting them by length is a permutation
 # that is not its own inverse, so that rows put back the wrong way round are seen
@@ -130,31 +132,34 @@ def check_attention(
     return causal
 
 
-def check(embedder: Embedder, ids: pa.ListArray) -> None:
+def check(embedder: Embedder | SparseEmbedder, ids: pa.ListArray) -> None:
     """Raise InputError naming the fault unless `embedder` gives the known texts (token ids) the vectors it should."""
     name = f"{embedder.spec.model} on {embedder.device.type}"
     together = embedder(ids)
-    values_ND = together.values_ND
     if not together.finite_N.all():
         raise InputError(f"{name}: {DAMAGED}")
-    if embedder.spec.recipe.normalize:
-        norms_N = np.linalg.norm(values_ND, axis=1)
+    if embedder.spec.recipe.normalize and embedder.spec.dim:
+        norms_N = np.linalg.norm(together.values_ND, axis=1)
         if np.abs(norms_N - 1).max() > NORM_TOLERANCE:
             raise InputError(f"{name}: self-test: normalised vectors have lengths {norms_N}")
     least = MIN_COSINE[embedder.spec.recipe.compute_dtype]
     backwards = pa.array(range(len(ids) - 1, -1, -1))
+    num_ids = embedder.spec.sparse_dim
+    alone = [_kinds(embedder(ids.slice(i, 1)), num_ids) for i in range(len(ids))]
     others = {
-        "alone": np.concatenate([embedder(ids.slice(i, 1)).values_ND for i in range(len(ids))]),
-        "in another order": embedder(ids.take(backwards)).values_ND[::-1],
+        "alone": [np.concatenate(rows) for rows in zip(*alone, strict=True)],
+        "in another order": [values_ND[::-1] for values_ND in _kinds(embedder(ids.take(backwards)), num_ids)],
     }
-    for how, other_ND in others.items():
-        cosine = _cosines(values_ND, other_ND).min()
+    kinds = _kinds(together, num_ids)
+    for how, other in others.items():
+        pairs = zip(kinds, other, strict=True)
+        cosine = min(_cosines(values_ND, other_ND).min() for values_ND, other_ND in pairs)
         if not cosine >= least:
             raise InputError(
                 f"{name}: self-test: a text embedded together with others and {how} gives different vectors "
                 f"(cosine {cosine:.6f}, at least {least} expected): attention, padding or positions are wrong"
             )
-    if _cosines(values_ND[:1], values_ND[1:2]).max() > 1 - 1e-7:
+    if max(_cosines(values_ND[:1], values_ND[1:2]).max() for values_ND in kinds if values_ND[:2].any()) > 1 - 1e-7:
         raise InputError(f"{name}: self-test: different texts get the same vector: check pooling and attention")
 
 
@@ -176,6 +181,15 @@ def tokens_that_see(model: transformers.PreTrainedModel, ids_1L: torch.Tensor) -
     return bool((moved_L[:middle] > least).any()), bool((moved_L[middle + 1 :] > least).any())
 
 
+def _kinds(vectors: Vectors, num_ids: int) -> list[NDArray[np.float32]]:
+    """The dense vectors and, written out, the sparse ones, where there are any."""
+    dense = [vectors.values_ND] if vectors.values_ND.shape[1] else []
+    return dense if vectors.sparse is None else [*dense, vectors.sparse.dense(num_ids)]
+
+
 def _cosines(one_ND: NDArray[np.float32], other_ND: NDArray[np.float32]) -> NDArray[np.float64]:
     one, other = one_ND.astype(np.float64), other_ND.astype(np.float64)
-    return np.asarray((one * other).sum(1) / (np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)))
+    lengths_2N = np.stack([np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)])
+    same = np.where(lengths_2N.any(axis=0), 0.0, 1.0)  # a sparse vector may have no entries: it then is like itself
+    np.divide((one * other).sum(1), lengths_2N.prod(axis=0), out=same, where=lengths_2N.all(axis=0))
+    return same

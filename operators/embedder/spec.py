@@ -16,6 +16,7 @@ from operators.embedder import checkpoint, fingerprint, layouts
 from operators.embedder.adapter_files import adapter_digest, pinned
 from operators.embedder.head_files import DIMS, head_weights, head_width
 from operators.embedder.recipe import EmbedderConfig, Recipe, check_template, load_recipe
+from operators.embedder.sparse.settings import head_files
 from operators.embedder.static import folder as static_folder
 from operators.embedder.static.conversion import conversion_key, converted_folder
 from operators.embedder.templates import Template, as_tuple, filled, render_examples
@@ -48,11 +49,12 @@ class EmbedderSpec:
     model: str  # as the user named it
     recipe: Recipe  # with the overrides applied, and a hub id's revision resolved to a commit
     templates: tuple[Template, ...]  # the readings of every text
-    dim: int  # width of the vectors
+    dim: int  # width of the vectors; 0: the recipe has sparse vectors alone
     weights_digest: str  # the head's included
     tokenizer_digest: str
     fingerprint: str  # sha256 hex over all that determines the vectors
     adapter_digests: tuple[str, ...] = ()
+    sparse_dim: int = 0  # ids that a sparse vector can have; 0: the recipe has none
 
 
 def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> EmbedderSpec:
@@ -81,7 +83,8 @@ def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> Embe
     checkpoint.check_remote_code(folder, model_config, recipe.trust_remote_code)
     recipe, dim = _sized(recipe, config.dims, root, checkpoint.hidden_size(folder, model_config))
     templates = templates_of(recipe, config)
-    weights = f"{recipe.checkpoint}@{commit}" if commit else weights_digest(root, recipe.head)
+    sparse_dim = _sparse_dim(recipe, templates, folder, model_config)
+    weights = f"{recipe.checkpoint}@{commit}" if commit else weights_digest(root, recipe)
     adapters = tuple(adapter_digest(name) for name in recipe.adapters)
     tokenizer = fingerprint.tokenizer_digest(folder)
     facts = {
@@ -94,7 +97,7 @@ def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> Embe
         **recipe.model_dump(exclude=_NOT_IN_FINGERPRINT),
     }
     digest = fingerprint.mapping_digest(facts)
-    return EmbedderSpec(model, recipe, templates, dim, weights, tokenizer, digest, adapters)
+    return EmbedderSpec(model, recipe, templates, dim, weights, tokenizer, digest, adapters, sparse_dim)
 
 
 def text_config(folder: Path, recipe: Recipe) -> dict[str, Any]:
@@ -143,14 +146,15 @@ def _digest_of(recipe: Recipe, root: Path) -> str:
         return conversion_key(recipe.checkpoint, recipe.word_vectors)
     if recipe.kind == "static":
         return static_folder.digest(checkpoint.weights_folder(root))
-    return weights_digest(root, recipe.head)
+    return weights_digest(root, recipe)
 
 
-def weights_digest(root: Path, head: tuple[str, ...]) -> str:
-    """The digest of the files that determine a checkpoint's forward pass, and of its head."""
+def weights_digest(root: Path, recipe: Recipe) -> str:
+    """The digest of the files that determine a checkpoint's forward pass, and of its heads."""
     folder = checkpoint.weights_folder(root)
     trunk = fingerprint.files_digest([folder / "config.json", *checkpoint.weight_files(folder), *folder.glob("*.py")])
-    parts = [fingerprint.files_digest(files) for files in head_weights(root, head)]
+    heads = [*head_weights(root, recipe.head), *([file] for file in head_files(root, recipe.sparse))]
+    parts = [fingerprint.files_digest(files) for files in heads]
     return fingerprint.mapping_digest({"trunk": trunk, "head": parts}) if parts else trunk
 
 
@@ -197,8 +201,23 @@ def _prompt(recipe: Recipe, config: EmbedderConfig) -> str | tuple[str, ...]:
     raise InputError(f"embedder.role {config.role!r} has no prompt in the recipe: its roles are {roles}")
 
 
+def _sparse_dim(recipe: Recipe, templates: tuple[Template, ...], folder: Path, config: dict[str, Any]) -> int:
+    if recipe.sparse is None:
+        return 0
+    if len(templates) > 1:
+        raise InputError(f"give one prompt a role: sparse vectors of {len(templates)} readings are not averaged")
+    size = config.get("vocab_size")
+    if not isinstance(size, int):
+        raise InputError(f"{folder}/config.json has no vocab_size, which sparse vectors need")
+    return size
+
+
 def _sized(recipe: Recipe, wanted: int | None, root: Path, hidden: int) -> tuple[Recipe, int]:
     """The recipe with the head for the wanted size, and the width of its vectors."""
+    if recipe.pooling == "none":
+        if wanted is not None:
+            raise InputError(f"leave out embedder.dims {wanted}: {recipe.checkpoint} has sparse vectors alone")
+        return recipe, 0
     wanted = wanted or recipe.default_dims
     if any(DIMS in name for name in recipe.head):
         if wanted not in recipe.dims:

@@ -86,7 +86,8 @@ class Tokenizer:
         self._recipe = recipe = spec.recipe
         if recipe.prepend is not None:
             self._backend.add_tokens([recipe.prepend.token])
-        self._first, self._last = _special_ids(self._backend)
+        own = _special_ids(self._backend)
+        self._first, self._last = own if recipe.special_tokens == "own" else ([], [])
         self._own_last = len(self._last)
         self.end_id = self._backend.token_to_id(recipe.end_token) if recipe.end_token is not None else None
         """The id that every row ends with; None where the recipe promises none."""
@@ -109,6 +110,19 @@ class Tokenizer:
         """The largest id that can come out, but for that of a recipe's placeholder, which the model is made to know."""
         own = self._recipe.prepend.token if self._recipe.prepend is not None else None
         return max(i for token, i in self._backend.get_vocab(with_added_tokens=True).items() if token != own)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids that stand for no text."""
+        return [token for token, added in self._backend.get_added_tokens_decoder().items() if added.special]
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a piece of text by itself."""
+        return self._ids(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text that ids stand for, special tokens too."""
+        return str(self._backend.decode(ids, skip_special_tokens=False))
 
     def token_id(self, token: str) -> int:
         """The id of a token; raises InputError where the vocabulary has none."""

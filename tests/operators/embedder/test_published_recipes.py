@@ -132,7 +132,7 @@ def fitted(tokenizer: Any, prefix: str, text: str, suffix: str, max_tokens: int)
         ("e5-base", "bert"),
         ("multilingual-e5-base", "xlm-roberta"),
         ("bge-base", "bert"),
-        ("bge-m3", "xlm-roberta"),
+        ("bge-m3-dense", "xlm-roberta"),
         ("modernbert-embed-base", "modernbert"),
     ],
 )
