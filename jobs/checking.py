@@ -96,7 +96,7 @@ def _embed_again(
         if before.num_rows != tokens.num_rows:
             return documents, -1.0
         vectors = embed(inputs_of(tokens))
-        least = min(least, worst_cosine(before["embedding"].combine_chunks(), vectors.values_ND, identity))
+        least = min(least, worst_cosine(before, vectors, identity))
         documents += len(sample)
     return documents, least
 

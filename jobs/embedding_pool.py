@@ -132,6 +132,10 @@ class EmbeddingPool:
     def __init__(self, model: str, embedder: EmbedderConfig, compute: Compute) -> None:
         self._model, self._config = model, embedder
         self.spec = self.spec_of(Prompted())
+        if not self.spec.dim:
+            raise InputError(
+                f"choose a model with dense vectors, which evaluate compares: {model} has sparse ones alone"
+            )
         self.effort = Effort()
         actor = ray.remote(
             num_cpus=EMBED_CPU_SHARE * compute.cpus_per_worker,

@@ -45,6 +45,8 @@ def identify(
 
 
 def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_below_bytes: int) -> Identity:
+    if not spec.dim and config.output.dtype != "float32":
+        raise InputError(f"leave out output.dtype: {spec.model} has sparse vectors alone, with float32 weights")
     if config.output.dtype == "binary" and spec.dim % 8:
         raise InputError(
             f"set output.dtype to another form: binary packs 8 components a byte, the model has {spec.dim}"
@@ -58,6 +60,7 @@ def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_be
         scale=None,
         keep_schema=keep_schema,
         pack_below_bytes=pack_below_bytes,
+        sparse_dim=spec.sparse_dim,
     )
 
 

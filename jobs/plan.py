@@ -8,6 +8,7 @@ report of the run puts it against what came out. Hours and money need `hardware`
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from operators.corpus.listing import list_source
 from operators.corpus.reading import read_sample
 from operators.corpus.units import choose_pack_below
 from operators.embedder.choice import flops_of
+from operators.embedder.sparse.settings import ASSUMED_ENTRIES
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.fragment import Unit
 from operators.guard import AttemptLedger
@@ -56,15 +58,21 @@ def _estimate(
     draw = choose_units(sizes, config.plan.sample_units, config.plan.seed)
     rows_to_read = [int(rows) for rows in draw.rows_to_read(sizes, config.plan.sample_rows)]
     samples, reading = _sample(config, spec, identity, [units[index] for index in draw.indices_D], rows_to_read)
+    sparse = spec.recipe.sparse
     setting = Setting(
         dim=identity.dim,
         fragment_rows=config.source.rows_per_fragment,
         batch_tokens=_batch_tokens(config, spec),
         flops=flops_of(spec) if hardware is not None and hardware.peak_tflops else None,
         reading=reading,
+        sparse_entries=sparse.most_entries if sparse is not None else None,
     )
     num_files = len({extent.file for unit in units for extent in unit.extents})
-    return estimate_run(samples, draw, setting, num_files, hardware)
+    plan = estimate_run(samples, draw, setting, num_files, hardware)
+    if sparse is None or sparse.is_bounded:
+        return plan
+    note = f"bytes are for {ASSUMED_ENTRIES} entries a sparse vector; set sparse.top in the recipe to bound them"
+    return dataclasses.replace(plan, notes=(*plan.notes, note))
 
 
 def _sample(

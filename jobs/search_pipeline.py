@@ -147,7 +147,17 @@ def _text_rows(
     )
     none = pa.schema([])
     # Vectors travel as floats; the search packs them where the index has bits.
-    as_floats = Identity(identity.fingerprint, identity.model, spec.dim, "float32", False, None, encode_schema(none), 0)
+    as_floats = Identity(
+        identity.fingerprint,
+        identity.model,
+        spec.dim,
+        "float32",
+        False,
+        None,
+        encode_schema(none),
+        0,
+        sparse_dim=spec.sparse_dim,
+    )
     work = [Work(unit) for unit in plan_units(list_source(source), source, (), 0, {})]
     queries = Setup(embed, spec, as_floats, setup.parts, RemoteLedger())
     return embedded_rows(work, queries, functools.partial(search_batch, setup=setup))

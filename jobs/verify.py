@@ -83,8 +83,13 @@ def _report(backlog: Backlog, identity: Identity, problems: list[Problem], sampl
     print(
         f"snapshot {backlog.snapshot.number} holds: {rows:,} source rows = {rows - rejected:,} embedded + {rejected:,} "
         f"rejected, in {len(records):,} fragments; {sum(r.chunks for r in records):,} vectors "
-        f"({identity.dim} x {identity.dtype}) are sound"
+        f"({_form(identity)}) are sound"
     )
     if sampled:
         print(f"{sampled} documents embedded again agree (least cosine {cosine:.6f})")
     return 0
+
+
+def _form(identity: Identity) -> str:
+    dense = [f"{identity.dim} x {identity.dtype}"] if identity.dim else []
+    return " and ".join([*dense, *([f"sparse over {identity.sparse_dim}"] if identity.sparse_dim else [])])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from operators.corpus.chunking import chunk_rows
 from operators.corpus.chunking_config import Chunking
 from operators.embedder.quantization import to_arrow
+from operators.embedder.sparse.vectors import SparseVectors
 from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.windows import SPAN_COLUMNS, Windows, tokens_read
 from operators.fragment import LENGTH_EDGES, FragmentBatch
@@ -80,7 +81,7 @@ def _tokens_of(rows: pa.Table, chunking: Chunking, tokenizer: Tokenizer) -> tupl
 
 
 def embed_fragment(batch: FragmentBatch, embedder: Embed, identity: Identity, ledger: Ledger) -> FragmentBatch:
-    """Embed a fragment's chunks: TOKENS in; out the same columns with `embedding` in place of what it was made of."""
+    """Embed a fragment's chunks: TOKENS in; out the same columns with the vectors in place of what they were made of."""
     started = time.perf_counter()
     table = batch.table
     inputs = inputs_of(table)
@@ -92,14 +93,14 @@ def embed_fragment(batch: FragmentBatch, embedder: Embed, identity: Identity, le
     done = run_guarded(ledger, f"embed:{batch.fragment.key}", len(inputs), work)
     died = ("kills_worker", "the worker process died while embedding this document")
     faults = {int(edges[item]): died for item in done.killers}
-    values = np.zeros((table.num_rows, identity.dim), np.float32)
     padding_tokens, unknown_tokens, flops = 0, 0, 0.0
-    for first, stop, result in (piece for _, _, pieces in done.pieces for piece in pieces):
-        start, end = int(edges[first]), int(edges[stop])
+    vectors: list[tuple[int, Vectors]] = []
+    for first, _, result in (piece for _, _, pieces in done.pieces for piece in pieces):
+        start = int(edges[first])
         if isinstance(result, str):
             faults[start] = ("embedding_failed", result)
             continue
-        values[start:end] = result.values_ND
+        vectors.append((start, result))
         padding_tokens += result.padding_tokens
         unknown_tokens += result.unknown_tokens
         flops += result.flops
@@ -107,7 +108,8 @@ def embed_fragment(batch: FragmentBatch, embedder: Embed, identity: Identity, le
             faults[start + int(row)] = ("non_finite_vector", "the model gave NaN, infinity or a zero vector")
     table = table.append_column(_READ, pa.array(tokens_read(table)))
     table = table.drop_columns(["input_ids", *(SPAN_COLUMNS if isinstance(inputs, Windows) else ())])
-    table = table.append_column("embedding", to_arrow(values, identity.dtype, identity.scale))
+    for name, column in _vector_columns(vectors, table.num_rows, identity).items():
+        table = table.append_column(name, column)
     kept, rejected = _drop_documents(table, faults)
     num_tokens = kept["num_tokens"].to_numpy()
     return batch.advance(
@@ -123,6 +125,23 @@ def embed_fragment(batch: FragmentBatch, embedder: Embed, identity: Identity, le
         deaths=batch.counts.deaths + done.deaths,
         lengths=_histogram(num_tokens),
     ).spent("embed", time.perf_counter() - started)
+
+
+def _vector_columns(pieces: list[tuple[int, Vectors]], num_rows: int, identity: Identity) -> dict[str, pa.Array]:
+    """The columns of `num_rows` vectors, of pieces that begin at given rows; without entries elsewhere."""
+    columns: dict[str, pa.Array] = {}
+    if identity.dim:
+        values = np.zeros((num_rows, identity.dim), np.float32)
+        for start, vectors in pieces:
+            values[start : start + len(vectors.values_ND)] = vectors.values_ND
+        columns["embedding"] = to_arrow(values, identity.dtype, identity.scale)
+    if identity.sparse_dim:
+        parts = [vectors.sparse for _, vectors in pieces if vectors.sparse is not None]
+        assert len(parts) == len(pieces), "a recipe with a sparse head gives sparse vectors in every call"
+        starts = [np.arange(start, start + len(vectors.values_ND)) for start, vectors in pieces]
+        rows = np.concatenate(starts) if starts else np.empty(0, np.int64)
+        columns |= SparseVectors.concat(parts).placed(rows, num_rows).to_arrow()
+    return columns
 
 
 def inputs_of(table: pa.Table) -> pa.ListArray | Windows:

@@ -43,7 +43,17 @@ def inspect_source(files: Iterable[SourceFile], source: Source, keep: tuple[str,
     return pa.schema([(name, pa.string()) for name in keep])
 
 
-_EMBEDDING_COLUMNS = ("doc_id", "chunk", "text_hash", "num_tokens", "truncated", "embedding", "input_ids")
+_EMBEDDING_COLUMNS = (
+    "doc_id",
+    "chunk",
+    "text_hash",
+    "num_tokens",
+    "truncated",
+    "embedding",
+    "sparse_indices",
+    "sparse_weights",
+    "input_ids",
+)
 _OUTPUT_COLUMNS = frozenset((*_EMBEDDING_COLUMNS, "char_start", "char_end", "source_path", "source_row"))
 
 

@@ -28,6 +28,8 @@ PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 # Parquet as operators/store/fragments.py writes it, measured at 384 and 1024 dimensions and 16k rows a file: hash,
 # spans, lengths and levels take 24 bytes a chunk, ids 0.5 (numbered) to 0.65 (hexadecimal) of theirs, a footer 4 kB.
 _CHUNK_BYTES, _ID_SHARE, _FILE_BYTES = 24, 0.6, 4096
+# Sparse vectors: two lists, and an index with its weight; measured at 128 entries of 30522 ids
+_SPARSE_BYTES, _ENTRY_BYTES = 4, 6.0
 
 
 class Hardware(BaseModel):
@@ -74,6 +76,7 @@ class Setting:
     flops: Callable[[Ints], float] | None = None  # of texts of given token lengths: engine.Flops.total
     kept_bytes_per_chunk: float = 0.0  # of the kept columns
     reading: Reading = Reading()
+    sparse_entries: Callable[[float], float] | None = None  # of a vector, at most, by the tokens of a chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +301,9 @@ def vector_bytes(dtype: str, dim: int) -> int:
 def _bytes_out(dtype: str, totals: dict[str, Interval], setting: Setting, id_bytes: float, num_units: int) -> Interval:
     documents = totals["documents"].value
     per_chunk = vector_bytes(dtype, setting.dim) + _CHUNK_BYTES + setting.kept_bytes_per_chunk
+    if setting.sparse_entries is not None and totals["chunks"].value:
+        tokens = totals["tokens"].value / totals["chunks"].value
+        per_chunk += _SPARSE_BYTES + _ENTRY_BYTES * setting.sparse_entries(tokens)
     num_files = max(num_units, math.ceil(documents / setting.fragment_rows))
     fixed = documents * id_bytes * _ID_SHARE + num_files * _FILE_BYTES
     chunks = totals["chunks"].times(per_chunk)

@@ -2,7 +2,7 @@
 
 OUT/dataset.json               the identity: created once, by whichever run comes first; never changed
 OUT/snapshots/00000001.parquet  one row a fragment (operators.store.snapshots)
-OUT/data/<key>.parquet          the vectors (operators.store.fragments)
+OUT/data/<key>.parquet          the vectors, dense, sparse or both (operators.store.fragments)
 OUT/rejected/<key>.parquet      the rows that got no vector, with reasons
 """
 
@@ -28,13 +28,14 @@ class Identity:
 
     fingerprint: str  # of everything that determines the vectors
     model: str
-    dim: int  # components of a vector, before binary packing
+    dim: int  # components of a vector, before binary packing; 0: sparse vectors alone
     dtype: OutputDtype
     normalized: bool
     scale: float | None  # int8 only: vector = code * scale, one scale for the whole dataset
     keep_schema: str  # Arrow schema of the kept columns, base64 of its IPC form
     pack_below_bytes: int
     layout: int = LAYOUT_VERSION
+    sparse_dim: int = 0  # ids that a sparse vector can have; 0: there are no sparse vectors
 
     @property
     def keep(self) -> pa.Schema:
@@ -91,7 +92,7 @@ def claim_identity(dataset: Location, wanted: Identity) -> Identity:
 
 def check_identity(dataset: Location, present: Identity, wanted: Identity) -> None:
     """Raise InputError where a dataset was made by another model or with other settings than are wanted now."""
-    for name in ("fingerprint", "dim", "dtype", "normalized", "keep_schema"):
+    for name in ("fingerprint", "dim", "sparse_dim", "dtype", "normalized", "keep_schema"):
         here, now = getattr(present, name), getattr(wanted, name)
         if here != now:
             if name == "keep_schema":

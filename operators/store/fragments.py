@@ -17,13 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from operators.embedder.sparse.vectors import FIELDS, WEIGHTS
 from operators.fragment import Counts, Extent, Fragment, FragmentBatch, fragment_from_dict
 from operators.storage import Location, delete, exists, open_input, write_whole
 from operators.store.dataset import Identity
 
 _RECORD_KEY = b"embedfleet.fragment"
 _VECTORS = "embedding.list.element"
-_LEADING_COLUMNS = ("doc_id", "chunk", "text_hash", "num_tokens", "truncated", "embedding")
+_LEADING_COLUMNS = ("doc_id", "chunk", "text_hash", "num_tokens", "truncated")
 _TRAILING_COLUMNS = ("char_start", "char_end", "source_path", "source_row")
 
 
@@ -64,7 +65,7 @@ def rejected_file(dataset: Location, key: str) -> Location:
 
 
 def output_schema(identity: Identity) -> pa.Schema:
-    """The columns of a data file."""
+    """The columns of a data file: `embedding` where there are dense vectors, two more where there are sparse ones."""
     element = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}[
         identity.dtype
     ]
@@ -75,13 +76,15 @@ def output_schema(identity: Identity) -> pa.Schema:
         "text_hash": pa.binary(16),
         "num_tokens": pa.int32(),
         "truncated": pa.bool_(),
-        "embedding": pa.list_(element, width),
         "char_start": pa.int64(),
         "char_end": pa.int64(),
         "source_path": pa.string(),
         "source_row": pa.int64(),
     }
-    return pa.schema([pa.field(n, types[n]) for n in (*_LEADING_COLUMNS, *_TRAILING_COLUMNS)] + list(identity.keep))
+    leading, trailing = ([pa.field(n, types[n]) for n in names] for names in (_LEADING_COLUMNS, _TRAILING_COLUMNS))
+    dense = [pa.field("embedding", pa.list_(element, width))] if identity.dim else []
+    sparse = list(FIELDS) if identity.sparse_dim else []
+    return pa.schema([*leading, *dense, *sparse, *trailing, *identity.keep])
 
 
 def write_fragment(dataset: Location, identity: Identity, batch: FragmentBatch) -> FragmentRecord:
@@ -151,7 +154,7 @@ def _parquet(table: pa.Table, metadata: dict[bytes, bytes]) -> pa.Buffer:
     names = [column.path for column in _leaf_columns(table.schema)]
     # Float vectors are noise to a compressor (zstd wins 7 % of float32 for a tenth of the writing speed), so they stay
     # plain. Parquet has no integers below 32 bits: int8 and binary need a dictionary to be a byte a component.
-    plain = {"text_hash", "doc_id"}
+    plain = {"text_hash", "doc_id", f"{WEIGHTS}.list.element"}
     compression = dict.fromkeys(names, "zstd")
     if "embedding" in table.column_names and pa.types.is_floating(table.schema.field("embedding").type.value_type):
         plain.add(_VECTORS)

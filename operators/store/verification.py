@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from operators.corpus.reading import read_fragments
 from operators.corpus.source import Source
 from operators.embedder.quantization import to_arrow
+from operators.embedder.sparse.vectors import INDICES, WEIGHTS, SparseVectors
+from operators.embedder.vectors import Vectors
 from operators.fragment import REJECTED_SCHEMA, FragmentBatch
 from operators.storage import Location, exists, open_input
 from operators.store.dataset import Identity
@@ -97,8 +99,19 @@ def rejected_rows(dataset: Location, record: FragmentRecord) -> pa.Table:
         return REJECTED_SCHEMA.empty_table()
 
 
-def worst_cosine(stored: pa.FixedSizeListArray, again_ND: NDArray[np.float32], identity: Identity) -> float:
-    """The least cosine between stored vectors and those made again of their texts; for binary, share of equal bits."""
+def worst_cosine(stored: pa.Table, again: Vectors, identity: Identity) -> float:
+    """The least cosine between stored vectors, dense or sparse, and those made again of their texts."""
+    least = [1.0]
+    if identity.dim:
+        least.append(_worst_dense(_one_array(stored["embedding"]), again.values_ND, identity))
+    if identity.sparse_dim:
+        assert again.sparse is not None, "the recipe has a sparse head"
+        least.append(float(SparseVectors.from_table(stored).cosines(again.sparse).min(initial=1.0)))
+    return min(least)
+
+
+def _worst_dense(stored: pa.FixedSizeListArray, again_ND: NDArray[np.float32], identity: Identity) -> float:
+    """The least cosine; for binary the least share of equal bits."""
     if identity.dtype == "binary":
         different = np.unpackbits(_values(to_arrow(again_ND, "binary")) ^ _values(stored), axis=1).mean(axis=1)
         return float(1 - different.max(initial=0.0))
@@ -161,7 +174,9 @@ def _chunk_faults(table: pa.Table) -> Iterator[str]:
 
 
 def _vector_faults(table: pa.Table, identity: Identity) -> Iterator[str]:
-    if identity.dtype == "binary" or not table.num_rows:
+    if identity.sparse_dim:
+        yield from _sparse_faults(table, identity)
+    if identity.dtype == "binary" or not identity.dim or not table.num_rows:
         return
     values = np.concatenate([_values(chunk) for chunk in table["embedding"].chunks]).astype(np.float32)
     finite = np.isfinite(values).all(axis=1)
@@ -175,6 +190,20 @@ def _vector_faults(table: pa.Table, identity: Identity) -> Iterator[str]:
         yield f"{int((np.abs(norms - 1) > tolerance).sum())} vectors have not length 1 (the farthest {norms.max():.4f})"
 
 
+def _sparse_faults(table: pa.Table, identity: Identity) -> Iterator[str]:
+    indices, weights = table[INDICES], table[WEIGHTS]
+    if indices.null_count or weights.null_count:
+        yield f"{max(indices.null_count, weights.null_count)} sparse vectors are missing (null)"
+        return
+    if not pc.list_value_length(indices).equals(pc.list_value_length(weights)):
+        yield "sparse vectors have another number of indices than of weights"
+        return
+    vectors = SparseVectors.from_table(table)
+    yield from vectors.faults(identity.sparse_dim)
+    if not identity.dim and not vectors.lengths_N.all():
+        yield f"{int((vectors.lengths_N == 0).sum())} sparse vectors have no entries, and there are no dense ones"
+
+
 def _values(vectors: pa.FixedSizeListArray) -> NDArray[Any]:
     values: NDArray[Any] = vectors.flatten().to_numpy(zero_copy_only=False)
     return values.reshape(len(vectors), vectors.type.list_size)
@@ -182,3 +211,8 @@ def _values(vectors: pa.FixedSizeListArray) -> NDArray[Any]:
 
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)

@@ -19,6 +19,7 @@ from operators.embedder.readings import PoolOver
 from operators.errors import InputError
 
 TOKEN_WEIGHTS_FILE = "sparse_linear.safetensors"
+ASSUMED_ENTRIES = 256  # of a SPLADE vector of a passage; published ones have 100 to 300
 
 
 class SparseHead(BaseModel):
@@ -49,12 +50,17 @@ class SparseHead(BaseModel):
             raise ValueError("sparse.stop_words are for head: next_word")
         return self
 
-    def most_entries(self, tokens_per_text: float) -> float | None:
-        """At most so many entries has the vector of a text of so many tokens; None where only the model knows."""
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it is known before a run how many entries a vector has at most."""
+        return self.top is not None or self.head in ("token_weights", "next_word")
+
+    def most_entries(self, tokens_per_text: float) -> float:
+        """Entries of the vector of a text of so many tokens, at most; ASSUMED_ENTRIES where only the model knows."""
         bounds: list[float] = [] if self.top is None else [self.top]
         if self.head in ("token_weights", "next_word"):
             bounds.append(tokens_per_text)
-        return min(bounds, default=None)
+        return min(bounds, default=ASSUMED_ENTRIES)
 
     def flops(self, lengths_N: NDArray[np.int64], vocabulary: int, width: int) -> float:
         """FLOPs of the head for texts of these lengths in tokens."""

@@ -93,6 +93,24 @@ class SparseVectors:
             weights.flatten().to_numpy(),
         )
 
+    def cosines(self, other: SparseVectors) -> NDArray[np.float64]:
+        """The cosine of each vector with the same row of others; of two without entries it is 1."""
+        keys, other_keys = (v._rows_S().astype(np.int64) << 32 | v.indices_S for v in (self, other))
+        shared, own, others = np.intersect1d(keys, other_keys, assume_unique=True, return_indices=True)
+        count = len(self)
+        products = self.weights_S[own].astype(np.float64) * other.weights_S[others]
+        dot_N = np.bincount(shared >> 32, products, minlength=count)
+        squares_N, other_N = (
+            np.bincount(v._rows_S(), v.weights_S.astype(np.float64) ** 2, count) for v in (self, other)
+        )
+        cosines_N = np.where((squares_N > 0) | (other_N > 0), 0.0, 1.0)
+        both_N = (squares_N > 0) & (other_N > 0)
+        np.divide(dot_N, np.sqrt(squares_N * other_N), out=cosines_N, where=both_N)
+        return cosines_N
+
+    def _rows_S(self) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(self)), self.lengths_N)
+
     def faults(self, width: int) -> list[str]:
         """What is wrong with entries that claim to be sparse vectors over `width` ids."""
         found = []

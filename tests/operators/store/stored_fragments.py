@@ -13,6 +13,7 @@ import pyarrow as pa
 from operators.corpus.reading import read_fragments
 from operators.corpus.source import Source
 from operators.embedder.quantization import OutputDtype, to_arrow
+from operators.embedder.sparse.vectors import SparseVectors
 from operators.fragment import Extent, Fragment, FragmentBatch, SourceFile, Unit
 from operators.storage import Location
 from operators.store.dataset import Identity, encode_schema
@@ -52,12 +53,20 @@ def unit_vectors(count: int, dim: int, seed: int = 0) -> np.ndarray[Any, np.dtyp
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
+def sparse_vectors(count: int, width: int, seed: int = 0) -> SparseVectors:
+    """Random vectors of 2 to 9 entries."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 10, count)
+    indices = [np.sort(rng.choice(width, length, replace=False)).astype(np.int32) for length in lengths]
+    weights = rng.uniform(0.1, 3, int(lengths.sum())).astype(np.float32)
+    return SparseVectors(lengths, np.concatenate([np.empty(0, np.int32), *indices]), weights)
+
+
 def embedded(batch: FragmentBatch, identity: Identity, seed: int = 0) -> FragmentBatch:
     """A fragment as the embed stage leaves it, with random vectors and two chunks for each even row."""
     rows = np.repeat(np.arange(batch.table.num_rows), 1 + (np.arange(batch.table.num_rows) % 2 == 0))
     chunk = np.concatenate([[0], (rows[1:] == rows[:-1]).astype(np.int32)])[: len(rows)]
     table = batch.table.drop_columns(["text"]).take(rows)
-    vectors = to_arrow(unit_vectors(len(rows), identity.dim, seed), identity.dtype, identity.scale)
     columns = {
         "chunk": pa.array(chunk, pa.int32()),
         "char_start": pa.array(chunk * 100, pa.int64()),
@@ -65,8 +74,11 @@ def embedded(batch: FragmentBatch, identity: Identity, seed: int = 0) -> Fragmen
         "text_hash": pa.array([i.to_bytes(16, "big") for i in range(len(rows))], pa.binary(16)),
         "num_tokens": pa.array([7] * len(rows), pa.int32()),
         "truncated": pa.array([False] * len(rows)),
-        "embedding": vectors,
     }
+    if identity.dim:
+        columns["embedding"] = to_arrow(unit_vectors(len(rows), identity.dim, seed), identity.dtype, identity.scale)
+    if identity.sparse_dim:
+        columns |= sparse_vectors(len(rows), identity.sparse_dim, seed).to_arrow()
     for name, column in columns.items():
         table = table.append_column(name, column)
     return batch.advance(table, [], chunks=len(rows), tokens=7 * len(rows))

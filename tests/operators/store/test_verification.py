@@ -15,11 +15,19 @@ import pytest
 
 from operators.corpus.source import Source
 from operators.embedder.quantization import OutputDtype, calibrate_scale, to_arrow
+from operators.embedder.sparse.vectors import SparseVectors
+from operators.embedder.vectors import Vectors
 from operators.storage import Location
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, rejected_file
 from operators.store.verification import verify_fragment, verify_unit, worst_cosine
-from tests.operators.store.stored_fragments import make_dataset, make_identity, make_source, unit_vectors
+from tests.operators.store.stored_fragments import (
+    make_dataset,
+    make_identity,
+    make_source,
+    sparse_vectors,
+    unit_vectors,
+)
 
 
 def problems(dataset: Location, identity: Identity, source: Source, records: list[FragmentRecord]) -> list[str]:
@@ -173,10 +181,65 @@ def test_without_a_look_at_the_source(tmp_path: Path) -> None:
 def test_the_worst_cosine(dtype: OutputDtype, least: float) -> None:
     values = unit_vectors(50, 64)
     identity = make_identity(dtype, dim=64, scale=calibrate_scale(values) if dtype == "int8" else None)
-    stored = to_arrow(values, dtype, identity.scale)
-    assert worst_cosine(stored, values, identity) >= least
+    stored = pa.table({"embedding": to_arrow(values, dtype, identity.scale)})
+
+    def again(values_ND: np.ndarray[Any, np.dtype[np.float32]]) -> Vectors:
+        return Vectors(values_ND, np.ones(len(values_ND), bool), 0)
+
+    assert worst_cosine(stored, again(values), identity) >= least
     turned = values.copy()
     turned[17] = -turned[17]
-    assert worst_cosine(stored, turned, identity) == pytest.approx(0.0 if dtype == "binary" else -1.0, abs=1e-2)
-    assert worst_cosine(stored.slice(3, 10), values[3:13], identity) >= least
-    assert np.isfinite(worst_cosine(stored.slice(0, 0), values[:0], identity))
+    assert worst_cosine(stored, again(turned), identity) == pytest.approx(0.0 if dtype == "binary" else -1.0, abs=1e-2)
+    assert worst_cosine(stored.slice(3, 10), again(values[3:13]), identity) >= least
+    assert np.isfinite(worst_cosine(stored.slice(0, 0), again(values[:0]), identity))
+
+
+SPARSE_FAULTS: list[tuple[str, Change, str]] = [
+    ("order", replace("sparse_indices", lambda rows: [rows[0][::-1], *rows[1:]]), "do not ascend"),
+    ("twice", replace("sparse_indices", lambda rows: [[rows[0][0]] * len(rows[0]), *rows[1:]]), "do not ascend"),
+    ("range", replace("sparse_indices", lambda rows: [*rows[:-1], [*rows[-1][:-1], 100]]), "1 sparse indices are not"),
+    ("length", replace("sparse_weights", lambda rows: [rows[0][:-1], *rows[1:]]), "another number of indices"),
+    ("missing", replace("sparse_weights", lambda rows: [None, *rows[1:]]), r"1 sparse vectors are missing \(null\)"),
+    ("zero", replace("sparse_weights", lambda rows: [[0.0, *rows[0][1:]], *rows[1:]]), "1 sparse weights are not"),
+    ("nan", replace("sparse_weights", lambda rows: [[float("nan"), *rows[0][1:]], *rows[1:]]), "1 sparse weights are"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), [f[1:] for f in SPARSE_FAULTS], ids=[f[0] for f in SPARSE_FAULTS])
+@pytest.mark.parametrize("dim", [0, 16])
+def test_a_fault_in_a_sparse_vector_is_found(tmp_path: Path, dim: int, change: Change, message: str) -> None:
+    identity = make_identity(dim=dim, sparse_dim=100)
+    dataset, source, records = make_dataset(tmp_path, identity)
+    assert problems(dataset, identity, source, records) == []
+    path = data_file(dataset, records[1].key).url
+    pq.write_table(change(pq.read_table(path)), path)
+    found = problems(dataset, identity, source, records)
+    assert any(pc.match_substring_regex(pa.scalar(line), message).as_py() for line in found), found
+
+
+@pytest.mark.parametrize("dim", [0, 16])
+def test_a_vector_without_entries_is_a_fault_where_it_is_all_there_is(tmp_path: Path, dim: int) -> None:
+    identity = make_identity(dim=dim, sparse_dim=100)
+    dataset, source, records = make_dataset(tmp_path, identity)
+    path = data_file(dataset, records[0].key).url
+    table = pq.read_table(path)
+    for name in ("sparse_indices", "sparse_weights"):
+        table = replace(name, lambda rows: [[], *rows[1:]])(table)
+    pq.write_table(table, path)
+    assert len(problems(dataset, identity, source, records)) == (0 if dim else 1)
+
+
+def test_the_worst_sparse_cosine() -> None:
+    stored = SparseVectors.concat([sparse_vectors(30, 100), SparseVectors.empty(1)])
+    identity = make_identity(dim=0, sparse_dim=100)
+
+    def worst(vectors: SparseVectors) -> float:
+        again = Vectors(np.empty((31, 0), np.float32), np.ones(31, bool), 0, sparse=vectors)
+        return worst_cosine(pa.table(stored.to_arrow()), again, identity)
+
+    assert worst(stored) == pytest.approx(1.0)
+    changed = dataclasses.replace(stored, weights_S=stored.weights_S * np.linspace(1, 2, len(stored.weights_S)))
+    one, other = stored.dense(100).astype(float), changed.dense(100).astype(float)
+    cosines = (one * other)[:-1].sum(1) / np.linalg.norm(one[:-1], axis=1) / np.linalg.norm(other[:-1], axis=1)
+    assert worst(changed) == pytest.approx(cosines.min())
+    assert worst(stored.take(np.arange(31)[::-1])) == pytest.approx(0.0)
