@@ -276,6 +276,7 @@ def test_a_recipe_without_its_head_is_refused(tmp_path: Path) -> None:
     [
         ({"sparse": None}, "pooling: none is for recipes with sparse vectors"),
         ({"layers": [1, -1]}, "the last layer's states"),
+        ({"adapters": ["lora"]}, "and merge adapters into it"),
         ({"sparse": {"head": "next_word", "pool_over": "text"}}, "no meaning with head: next_word"),
         ({"sparse": {"head": "mlm", "stop_words": ["a"]}}, "are for head: next_word"),
         ({"prompts": {"document": ["a ", "b "]}}, "sparse vectors of 2 readings"),
