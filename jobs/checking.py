@@ -17,7 +17,7 @@ from jobs.config import EmbedConfig
 from jobs.duplicates import duplicated_in_store
 from jobs.pipeline import EMBED_CPU_SHARE
 from operators.corpus.reading import read_fragments
-from operators.embedder.choice import load_chunk_embedder, load_embedder
+from operators.embedder.choice import load_chunk_embedder, load_embedder, load_image_reader
 from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.fragment import REJECTED_SCHEMA, FragmentBatch
@@ -80,6 +80,7 @@ def _embed_again(
     config: EmbedConfig, spec: EmbedderSpec, dataset: Location, identity: Identity, records: Sequence[FragmentRecord]
 ) -> tuple[int, float]:
     tokenizer = Tokenizer(spec)
+    images = load_image_reader(spec, config.source.image, config.source.storage_options)
     load = load_chunk_embedder if config.chunking.late else load_embedder
     embed = load(spec, device=config.embedder.device, threads=config.compute.cpus_per_worker)
     documents, least = 0, 1.0
@@ -91,7 +92,7 @@ def _embed_again(
         sample = random.Random(record.key).sample(embedded, min(wanted, len(embedded)))
         rows = batch.table.filter(_is_one_of(batch.table, sample))
         again = dataclasses.replace(batch, table=rows, rejected=REJECTED_SCHEMA.empty_table())
-        tokens = tokenize_fragment(again, config.chunking, tokenizer, AttemptLedger()).table
+        tokens = tokenize_fragment(again, config.chunking, tokenizer, AttemptLedger(), images).table
         before = stored.filter(_is_one_of(stored, sample))
         if before.num_rows != tokens.num_rows:
             return documents, -1.0

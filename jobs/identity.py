@@ -10,7 +10,9 @@ from jobs.config import EmbedConfig
 from operators.corpus.chunking_config import CHUNKER_VERSION
 from operators.corpus.inspect import inspect_source
 from operators.embedder.fingerprint import mapping_digest
-from operators.embedder.spec import EmbedderSpec
+from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.vision.facts import vision_facts
+from operators.embedder.vision.settings import VISION_KINDS
 from operators.embedder.windows import check_late
 from operators.errors import InputError
 from operators.fragment import SourceFile
@@ -19,6 +21,7 @@ from operators.store.dataset import Identity, check_identity, encode_schema, rea
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "models"
 _FILES_TO_INSPECT = 8
+MOST_PIXEL_BYTES = 1 << 30  # of one fragment's images at the model's size
 
 
 def identify(
@@ -45,6 +48,7 @@ def identify(
 
 
 def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_below_bytes: int) -> Identity:
+    _check_images(config, spec)
     if not spec.dim and config.output.dtype != "float32":
         raise InputError(f"leave out output.dtype: {spec.model} has sparse vectors alone, with float32 weights")
     if config.output.dtype == "binary" and spec.dim % 8:
@@ -62,6 +66,22 @@ def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_be
         pack_below_bytes=pack_below_bytes,
         sparse_dim=spec.sparse_dim,
     )
+
+
+def _check_images(config: EmbedConfig, spec: EmbedderSpec) -> None:
+    """Refuse images for a model that reads texts alone, and fragments that would not fit between two stages."""
+    if config.source.image is None:
+        return
+    if spec.recipe.kind not in VISION_KINDS:
+        raise InputError(f"leave out source.image, or take a model that sees: {spec.model} embeds texts alone")
+    if config.chunking.tokens is not None:
+        raise InputError("leave out chunking.tokens: with source.image a row is embedded whole")
+    fitting = MOST_PIXEL_BYTES // vision_facts(verified_folder(spec, weights=False), spec.recipe.kind).max_pixel_bytes
+    if config.source.rows_per_fragment > fitting:
+        raise InputError(
+            f"set source.rows_per_fragment to {fitting} or less: {config.source.rows_per_fragment} images for "
+            f"{spec.model} could take more than {MOST_PIXEL_BYTES >> 20} MB between the stages"
+        )
 
 
 def dataset_fingerprint(config: EmbedConfig, spec: EmbedderSpec) -> str:

@@ -75,8 +75,10 @@ def text_of(config: EmbedConfig, keep: pa.Schema, origin: Origin) -> str | None:
     found = rows.filter(matches)
     if not found.num_rows:
         return None
-    text = str(found["text"][0].as_py())
-    return text[facts["char_start"] : facts["char_end"]]
+    text = found["text"][0].as_py()
+    if text is None:  # an image
+        return None
+    return str(text)[facts["char_start"] : facts["char_end"]]
 
 
 def snippet(text: str, length: int) -> str:

@@ -21,7 +21,7 @@ from operators.corpus.chunking_config import check_fits
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_sample
 from operators.corpus.units import choose_pack_below
-from operators.embedder.choice import flops_of
+from operators.embedder.choice import flops_of, load_image_reader
 from operators.embedder.sparse.settings import ASSUMED_ENTRIES
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.fragment import Unit
@@ -63,7 +63,9 @@ def _estimate(
         dim=identity.dim,
         fragment_rows=config.source.rows_per_fragment,
         batch_tokens=_batch_tokens(config, spec),
-        flops=flops_of(spec) if hardware is not None and hardware.peak_tflops else None,
+        flops=flops_of(spec, config.source.image is not None)
+        if hardware is not None and hardware.peak_tflops
+        else None,
         reading=reading,
         sparse_entries=sparse.most_entries if sparse is not None else None,
     )
@@ -84,14 +86,16 @@ def _sample(
     from operators.stages import tokenize_fragment
 
     tokenizer = Tokenizer(spec)
+    images = load_image_reader(spec, config.source.image, config.source.storage_options)
     check_fits(config.chunking, tokenizer.max_text_tokens)
     samples = []
     for unit, wanted in zip(units, rows_to_read, strict=True):
         rows, bytes_read = read_sample(unit, config.source, identity.keep, wanted)
-        tokens = tokenize_fragment(rows, config.chunking, tokenizer, AttemptLedger())
+        tokens = tokenize_fragment(rows, config.chunking, tokenizer, AttemptLedger(), images)
         samples.append(sample_of(unit.size_bytes, bytes_read, tokens))
-    if config.chunking.late:
-        return samples, Reading()  # its chunks' own tokens are counted without those of the prompt
+    if config.chunking.late or images is not None:
+        # the tokens of late chunks are counted without those of the prompt, and an image is no text of so many tokens
+        return samples, Reading()
     layouts = tokenizer.layouts
     fixed_tokens = sum(layout.fixed for layout in layouts)
     return samples, Reading(len(layouts), sum(layout.copies for layout in layouts), fixed_tokens)

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +22,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.config import EmbedConfig
 from operators.corpus.chunking_config import Chunking, check_fits
 from operators.corpus.reading import empty_rows, read_fragments, read_sample
+from operators.corpus.source import Source
 from operators.embedder import quantization
-from operators.embedder.choice import load_chunk_embedder, load_embedder
+from operators.embedder.choice import load_chunk_embedder, load_embedder, load_image_reader
 from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
@@ -38,10 +39,13 @@ from operators.fragment import (
     unit_from_dict,
 )
 from operators.guard import PATIENCE, Attempt, AttemptLedger
-from operators.stages import embed_fragment, tokenize_fragment, unreadable_unit
+from operators.stages import embed_fragment, inputs_of, tokenize_fragment, unreadable_unit
 from operators.storage import Location, exists
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, read_record, record_from_dict, write_fragment
+
+if TYPE_CHECKING:
+    from operators.embedder.vision.reading import ImageReader
 
 RETRY_MARK = "storage fault, tried again:"  # Ray looks for it in the text of an exception, also as a regex
 CALIBRATION_UNITS, CALIBRATION_ROWS_PER_UNIT = 16, 64
@@ -150,21 +154,24 @@ def tokenize(block: pa.Table, setup: Setup) -> pa.Table:
     batch = from_row(block)
     if batch.is_written:
         return block
-    return to_row(
-        tokenize_fragment(batch, setup.config.chunking, _tokenizer(setup.spec, setup.config.chunking), setup.ledger)
-    )
+    tokenizer, images = _tokenizer(setup.spec, setup.config.source)
+    check_fits(setup.config.chunking, tokenizer.max_text_tokens)
+    try:
+        return to_row(tokenize_fragment(batch, setup.config.chunking, tokenizer, setup.ledger, images))
+    except OSError as error:  # of the storage that images are fetched from
+        raise retried(error) from error
 
 
-_tokenizers: dict[str, Tokenizer] = {}
+_tokenizers: dict[tuple[str, str | None], tuple[Tokenizer, ImageReader | None]] = {}
 
 
-def _tokenizer(spec: EmbedderSpec, chunking: Chunking) -> Tokenizer:
+def _tokenizer(spec: EmbedderSpec, source: Source) -> tuple[Tokenizer, ImageReader | None]:
     # A tokenizer takes a second to load and a worker process serves many fragments; one run has one spec.
-    if spec.fingerprint not in _tokenizers:
+    key = (spec.fingerprint, source.image)
+    if key not in _tokenizers:
         _tokenizers.clear()
-        _tokenizers[spec.fingerprint] = Tokenizer(spec)
-    check_fits(chunking, _tokenizers[spec.fingerprint].max_text_tokens)
-    return _tokenizers[spec.fingerprint]
+        _tokenizers[key] = (Tokenizer(spec), load_image_reader(spec, source.image, source.storage_options))
+    return _tokenizers[key]
 
 
 class EmbedWorker:
@@ -224,13 +231,15 @@ def scale_of_sample(config: EmbedConfig, spec: EmbedderSpec, keep: pa.Schema, un
     """The int8 scale that fits the vectors of a few hundred documents."""
     step = max(1, len(units) // CALIBRATION_UNITS)
     tokenizer = Tokenizer(spec)
+    images = load_image_reader(spec, config.source.image, config.source.storage_options)
     embedder = load_embedder(spec, device=config.embedder.device, threads=config.compute.cpus_per_worker)
     vectors = []
     for unit in units[::step][:CALIBRATION_UNITS]:
-        rows = read_sample(unit, config.source, keep, CALIBRATION_ROWS_PER_UNIT)[0].table
-        if rows.num_rows:
-            result = embedder(tokenizer(rows["text"].combine_chunks()).input_ids)
+        rows = read_sample(unit, config.source, keep, CALIBRATION_ROWS_PER_UNIT)[0]
+        tokens = tokenize_fragment(rows, Chunking(), tokenizer, AttemptLedger(), images).table
+        if tokens.num_rows:
+            result = embedder(inputs_of(tokens))
             vectors.append(result.values_ND[result.finite_N])
     if not vectors:
-        raise InputError("check source.text: no document of the sampled files has a text to calibrate int8 with")
+        raise InputError("check source.text: no document of the sampled files has content to calibrate int8 with")
     return quantization.calibrate_scale(np.concatenate(vectors))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,9 @@ from operators.store.dataset import Identity
 
 if TYPE_CHECKING:
     from operators.embedder.vectors import Vectors
+    from operators.embedder.vision.reading import ImageReader
+
+_INPUT_COLUMNS = ("input_ids", "pixels")
 
 Embed = Callable[[Any], "Vectors"]  # of what `inputs_of` gives
 _READ = "tokens_read"
@@ -38,19 +42,25 @@ _READ = "tokens_read"
 MAX_FAILING_ROWS = 8
 
 
-def tokenize_fragment(batch: FragmentBatch, chunking: Chunking, tokenizer: Tokenizer, ledger: Ledger) -> FragmentBatch:
-    """Chunk and tokenize a fragment's rows: ROWS in, TOKENS out (docs/architecture.md has the columns)."""
+def tokenize_fragment(
+    batch: FragmentBatch, chunking: Chunking, tokenizer: Tokenizer, ledger: Ledger, images: ImageReader | None = None
+) -> FragmentBatch:
+    """Chunk and tokenize a fragment's rows: ROWS in, TOKENS out (docs/architecture.md has the columns).
+
+    Rows with images, prepared by `images`, are not cut into chunks.
+    """
     started = time.perf_counter()
 
-    def work(start: int, end: int) -> tuple[pa.Table, int]:
-        return _tokens_of(batch.table.slice(start, end - start), chunking, tokenizer)
+    def work(start: int, end: int) -> _Read:
+        rows = batch.table.slice(start, end - start)
+        return _tokens_of(rows, chunking, tokenizer) if images is None else _images_of(rows, images)
 
     done = run_guarded(ledger, f"tokenize:{batch.fragment.key}", batch.table.num_rows, work)
     rejected = _killer_rows(batch.table, done.killers, "tokenizing")
-    tables = [table for _, _, (table, _) in done.pieces] or [
-        _tokens_of(batch.table.slice(0, 0), chunking, tokenizer)[0]
-    ]
-    lost_tokens = sum(lost for _, _, (_, lost) in done.pieces)
+    read = [piece for _, _, piece in done.pieces] or [work(0, 0)]
+    tables = [piece.table for piece in read]
+    lost_tokens = sum(piece.lost_tokens for piece in read)
+    rejected += [row for piece in read for row in piece.rejected]
     advanced = batch.advance(
         pa.concat_tables(tables),
         rejected,
@@ -61,7 +71,35 @@ def tokenize_fragment(batch: FragmentBatch, chunking: Chunking, tokenizer: Token
     return advanced.spent("tokenize", time.perf_counter() - started)
 
 
-def _tokens_of(rows: pa.Table, chunking: Chunking, tokenizer: Tokenizer) -> tuple[pa.Table, int]:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Rows at the TOKENS stage, and those that got none."""
+
+    table: pa.Table
+    lost_tokens: int
+    rejected: list[dict[str, object]]
+
+
+def _images_of(rows: pa.Table, images: ImageReader) -> _Read:
+    read = images(rows)
+    rejected = [_rejected_row(rows, row, *fault) for row, fault in read.faults.items()]
+    is_good = np.ones(rows.num_rows, np.bool_)
+    is_good[list(read.faults)] = False
+    good = rows.filter(pa.array(is_good))
+    columns = {name: good[name] for name in ("doc_id", "source_path", "source_row")}
+    columns["chunk"] = pa.array(np.zeros(good.num_rows, np.int32))
+    columns["char_start"] = pa.array(np.zeros(good.num_rows, np.int64))
+    columns["char_end"] = pc.utf8_length(good["text"]).fill_null(0).cast(pa.int64())
+    columns["text_hash"] = pa.array(read.hashes, pa.binary(16))
+    columns["num_tokens"] = pa.array(read.num_tokens, pa.int32())
+    columns["truncated"] = pa.array(read.truncated)
+    columns["input_ids"] = read.input_ids
+    columns["pixels"] = read.pixels
+    columns |= {name: good[name] for name in good.column_names if name not in (*columns, "text", "image")}
+    return _Read(pa.table(columns), read.lost_tokens, rejected)
+
+
+def _tokens_of(rows: pa.Table, chunking: Chunking, tokenizer: Tokenizer) -> _Read:
     chunks = chunk_rows(rows, chunking, tokenizer).combine_chunks()
     fixed = ("doc_id", "source_path", "source_row", "chunk", "char_start", "char_end")
     columns = {name: chunks[name] for name in fixed}
@@ -77,7 +115,7 @@ def _tokens_of(rows: pa.Table, chunking: Chunking, tokenizer: Tokenizer) -> tupl
         columns["input_ids"] = tokens.input_ids
         lost_tokens = tokens.lost_tokens
     columns |= {name: chunks[name] for name in chunks.column_names if name not in (*fixed, "text")}
-    return pa.table(columns), lost_tokens
+    return _Read(pa.table(columns), lost_tokens, [])
 
 
 def embed_fragment(batch: FragmentBatch, embedder: Embed, identity: Identity, ledger: Ledger) -> FragmentBatch:
@@ -107,7 +145,8 @@ def embed_fragment(batch: FragmentBatch, embedder: Embed, identity: Identity, le
         for row in np.flatnonzero(~result.finite_N):
             faults[start + int(row)] = ("non_finite_vector", "the model gave NaN, infinity or a zero vector")
     table = table.append_column(_READ, pa.array(tokens_read(table)))
-    table = table.drop_columns(["input_ids", *(SPAN_COLUMNS if isinstance(inputs, Windows) else ())])
+    made_of = [name for name in (*_INPUT_COLUMNS, *SPAN_COLUMNS) if name in table.column_names]
+    table = table.drop_columns(made_of)
     for name, column in _vector_columns(vectors, table.num_rows, identity).items():
         table = table.append_column(name, column)
     kept, rejected = _drop_documents(table, faults)
@@ -144,13 +183,16 @@ def _vector_columns(pieces: list[tuple[int, Vectors]], num_rows: int, identity: 
     return columns
 
 
-def inputs_of(table: pa.Table) -> pa.ListArray | Windows:
-    """What an embedder takes of a table at the TOKENS stage: the token ids of its rows, or its windows."""
-    return Windows.of_table(table) if SPAN_COLUMNS[0] in table.column_names else _one_array(table["input_ids"])
+def inputs_of(table: pa.Table) -> pa.Array | Windows:
+    """What an embedder takes of a table at the TOKENS stage: token ids, structs of them and pixels, or windows."""
+    if SPAN_COLUMNS[0] in table.column_names:
+        return Windows.of_table(table)
+    columns = [_one_array(table[name]) for name in _INPUT_COLUMNS if name in table.column_names]
+    return columns[0] if len(columns) == 1 else pa.StructArray.from_arrays(columns, list(_INPUT_COLUMNS))
 
 
 def _embed_items(
-    embedder: Embed, inputs: pa.ListArray | Windows, start: int, end: int, failures_left: list[int]
+    embedder: Embed, inputs: pa.Array | Windows, start: int, end: int, failures_left: list[int]
 ) -> list[tuple[int, int, Vectors | str]]:
     """Embed items [start, end); those on which the model raises are found by halving and come as the error's text."""
     try:

@@ -13,7 +13,9 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from operators.corpus.formats import READ_FAULTS
+from operators.corpus.formats.imagefile import IMAGE_FILE_SCHEMA
 from operators.corpus.formats.streams import decompressed
+from operators.corpus.images import holds_images
 from operators.corpus.source import Source, format_of
 from operators.errors import InputError
 from operators.fragment import SourceFile
@@ -53,12 +55,14 @@ _EMBEDDING_COLUMNS = (
     "sparse_indices",
     "sparse_weights",
     "input_ids",
+    "pixels",
 )
 _OUTPUT_COLUMNS = frozenset((*_EMBEDDING_COLUMNS, "char_start", "char_end", "source_path", "source_row"))
 
 
 def _check(head: pa.Schema, file: SourceFile, source: Source, keep: tuple[str, ...]) -> pa.Schema:
     wanted = [("source.text", name) for name in source.text_columns]
+    wanted += [("source.image", source.image)] if source.image else []
     wanted += [("source.id", source.id)] if source.id else []
     for key, name in [*wanted, *(("output.keep", name) for name in keep)]:
         if name not in head.names:
@@ -69,6 +73,11 @@ def _check(head: pa.Schema, file: SourceFile, source: Source, keep: tuple[str, .
         kind = _plain(head.field(name).type)
         if not (_is_text(kind) or pa.types.is_null(kind)):
             raise InputError(f"set source.text to a column of strings: {name!r} in {file.path} holds {kind}")
+    if source.image and not holds_images(kind := _plain(head.field(source.image).type)):
+        raise InputError(
+            f"set source.image to a column of bytes, of structs of bytes and path, or of paths or URLs: "
+            f"{source.image!r} in {file.path} holds {kind}"
+        )
     if source.id:
         kind = _plain(head.field(source.id).type)
         if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
@@ -106,6 +115,8 @@ def _head_schema(file: SourceFile, source: Source) -> pa.Schema | None:
     kind, compression = described
     if kind == "text":
         return pa.schema([(name, pa.string()) for name in ("path", "name", "text")])
+    if kind == "image":
+        return IMAGE_FILE_SCHEMA
     with open_input(locate(file.path, source.storage_options)) as stream:
         if kind == "parquet":
             return pq.ParquetFile(stream).schema_arrow
@@ -113,7 +124,7 @@ def _head_schema(file: SourceFile, source: Source) -> pa.Schema | None:
         if kind == "jsonl":
             return _jsonl_schema(head, is_whole=len(head) < _HEAD_BYTES)
         schema = _csv_schema(head, "\t" if kind == "tsv" else ",")
-        as_read = {*source.text_columns, source.id}  # CSV has no types: these two are read as they stand
+        as_read = {*source.content_columns, source.id}  # CSV has no types: these are read as they stand
         return pa.schema([pa.field(f.name, pa.string()) if f.name in as_read else f for f in schema])
 
 

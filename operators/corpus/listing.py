@@ -23,7 +23,7 @@ def list_source(source: Source) -> Iterator[SourceFile]:
         found = skipped = 0
         skipped_example = ""
         for info in iter_files(locate(path, source.storage_options)):
-            if format_of(info.url, source.format) is None:
+            if source.described(info.url) is None:
                 skipped, skipped_example = skipped + 1, info.url
                 continue
             found += 1
@@ -42,9 +42,11 @@ def list_source(source: Source) -> Iterator[SourceFile]:
 
 
 def _nothing_found(path: str, skipped: int, example: str) -> InputError:
+    if skipped and (format_of(example, "auto") or ("",))[0] == "image":
+        return InputError(f"set source.image=image to embed the images at {path!r} (for example {example!r})")
     if skipped:
         return InputError(
             f"set source.format: none of the {skipped} files at {path!r} has an ending that tells its format "
-            f"(for example {example!r}); expected parquet, jsonl, csv, tsv or text"
+            f"(for example {example!r}); expected parquet, jsonl, csv, tsv, text or image"
         )
     return InputError(f"check source.path: no file found at {path!r}")

@@ -19,6 +19,8 @@ from operators.corpus.rows import ids_digest, make_rows, reject_positions, split
 from operators.corpus.source import Source
 from operators.fragment import Counts, Fragment, FragmentBatch, Unit
 
+IMAGE_BATCH_ROWS = 64  # rows read at a time where they hold images, of which 64 are some 10 MB
+
 
 def read_fragments(
     unit: Unit,
@@ -49,6 +51,9 @@ def read_fragments(
 def read_rows(unit: Unit, source: Source, keep: pa.Schema, pace: Pace | None = None) -> Iterator[pa.Table]:
     """Every row of the unit in order, good or rejected (see `operators.corpus.rows`), in tables of a few thousand."""
     columns = Columns.of(source, keep)
+    pace = pace or Pace()
+    if source.image is not None:
+        pace.batch_rows = min(pace.batch_rows, IMAGE_BATCH_ROWS)
     for extent in unit.extents:
         for raw in read_extent(extent, source, columns, pace):
             yield make_rows(raw, extent.file.path, source, keep)
@@ -103,7 +108,7 @@ def _cut(rows: Iterator[pa.Table], keep: pa.Schema, max_rows: int, max_bytes: in
             head, table = table.slice(0, take), table.slice(take)
             pending.append(head)
             num_rows += head.num_rows
-            num_bytes += int(_text_bytes(head).sum())
+            num_bytes += int(_content_bytes(head).sum())
             if num_rows >= max_rows or num_bytes >= max_bytes:
                 complete, pending, num_rows, num_bytes = pa.concat_tables(pending), [], 0, 0
     if complete is not None:
@@ -121,10 +126,12 @@ def _rows_schema(keep: pa.Schema) -> pa.Schema:
 
 def _fitting_rows(table: pa.Table, rows_left: int, bytes_left: int) -> int:
     """How many rows belong to the fragment being filled: up to the one that reaches either limit, at least one."""
-    reached = int(np.searchsorted(np.cumsum(_text_bytes(table)), bytes_left)) + 1
+    reached = int(np.searchsorted(np.cumsum(_content_bytes(table)), bytes_left)) + 1
     return int(max(1, min(rows_left, reached, table.num_rows)))
 
 
-def _text_bytes(table: pa.Table) -> NDArray[np.int64]:
+def _content_bytes(table: pa.Table) -> NDArray[np.int64]:
     lengths: NDArray[np.int64] = pc.binary_length(table["text"]).fill_null(0).to_numpy().astype(np.int64)
+    if "image" in table.column_names:
+        lengths = lengths + pc.binary_length(pc.struct_field(table["image"], "bytes")).fill_null(0).to_numpy()
     return lengths

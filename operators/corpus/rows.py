@@ -1,4 +1,4 @@
-"""Turn raw columns into rows: a document id and a text each, or a reason why not.
+"""Turn raw columns into rows: a document id and a text or an image each, or a reason why not.
 
 Every input row stays in the table, in order, with a null `reason` where it is good, so that a fragment can be cut
 anywhere and its rows still add up.
@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.corpus.source import Source, fill_template, template_fields
+from operators.corpus.images import image_column
+from operators.corpus.source import Source, fill_template, format_of, template_fields
 from operators.fragment import REJECTED_SCHEMA
 
 FIXED_COLUMNS = ("doc_id", "source_path", "source_row", "text")
@@ -24,15 +25,16 @@ def make_rows(raw: pa.Table, path: str, source: Source, keep: pa.Schema) -> pa.T
     """Rows of one file from its raw columns.
 
     `raw` holds `source_row` (int64), optionally `reason` and `message` of rows already found bad by the reader, and
-    the source's columns. Returns doc_id, source_path, source_row, text, reason, message and the kept columns.
+    the source's columns. Returns doc_id, source_path, source_row, text, reason, message, `image` where the source has
+    images (`operators.corpus.images.IMAGE_TYPE`), and the kept columns.
     """
     num_rows = raw.num_rows
     reasons = _Reasons(raw)
-    missing = [c for c in (*source.text_columns, *([source.id] if source.id else [])) if c not in raw.column_names]
+    missing = [c for c in (*source.content_columns, *([source.id] if source.id else [])) if c not in raw.column_names]
     if missing:
         reasons.mark(np.ones(num_rows, bool), "missing_column", f"the file has no column {missing[0]!r}")
     doc_id = _document_ids(raw, path, source, reasons)
-    text = _texts(raw, source, reasons)
+    text, image = _contents(raw, path, source, reasons)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "doc_id": doc_id,
         "source_path": pa.array([path] * num_rows, pa.string()),
@@ -41,6 +43,8 @@ def make_rows(raw: pa.Table, path: str, source: Source, keep: pa.Schema) -> pa.T
         "reason": reasons.reason_array(),
         "message": reasons.message_array(),
     }
+    if image is not None:
+        columns["image"] = image
     for kept in keep:
         columns[kept.name] = _kept(raw, kept)
     return pa.table(columns)
@@ -108,6 +112,8 @@ class _Reasons:
 
 
 def _document_ids(raw: pa.Table, path: str, source: Source, reasons: _Reasons) -> pa.Array:
+    if source.id is None and format_of(path, source.format) == ("image", None):
+        return pa.array([path] * raw.num_rows, pa.string())
     if source.id is None:
         return pc.binary_join_element_wise(path, pc.cast(raw["source_row"], pa.string()), "#").combine_chunks()
     if source.id not in raw.column_names:
@@ -134,8 +140,28 @@ def _document_ids(raw: pa.Table, path: str, source: Source, reasons: _Reasons) -
     return ids
 
 
+def _contents(raw: pa.Table, path: str, source: Source, reasons: _Reasons) -> tuple[pa.Array, pa.Array | None]:
+    """Text and image of each row; with images, a row needs only one of the two."""
+    text = _texts(raw, source, reasons) if source.text is not None else pa.nulls(raw.num_rows, pa.string())
+    no_text = pc.is_null(text).to_numpy(zero_copy_only=False)
+    blank = pc.equal(pc.utf8_trim_whitespace(text), "").fill_null(False).to_numpy(zero_copy_only=False)
+    if source.image is None:
+        reasons.mark(no_text, "null_text", "the text is null or missing")
+        reasons.mark(blank, "blank_text", "the text is empty or white space only")
+        return text, None
+    image, bad = image_column(raw, source.image, path)
+    reasons.mark(bad, "wrong_type", f"the image column {source.image!r} holds neither bytes nor valid text")
+    nothing = (no_text | blank) & pc.is_null(image).to_numpy(zero_copy_only=False)
+    what = "an image" if source.text is None else "an image nor a text"
+    reasons.mark(
+        nothing, "null_image", f"the row has not {what}" if source.text is None else f"the row has neither {what}"
+    )
+    return pc.if_else(pa.array(blank), None, text), image
+
+
 def _texts(raw: pa.Table, source: Source, reasons: _Reasons) -> pa.Array:
     """Text per row; a template's null columns count as empty, and the text is null only where all of them are."""
+    assert source.text is not None, "the source has texts"
     parts: dict[str, pa.Array] = {}
     for name in source.text_columns:
         if name not in raw.column_names:
@@ -151,12 +177,7 @@ def _texts(raw: pa.Table, source: Source, reasons: _Reasons) -> pa.Array:
             return pa.nulls(raw.num_rows, pa.string())
         parts[name], bad = _valid_strings(column)
         reasons.mark(bad, "invalid_utf8", f"the text in column {name!r} is not valid UTF-8")
-    text = _fill(parts, source.text) if template_fields(source.text) else parts[source.text]
-    null = pc.is_null(text).to_numpy(zero_copy_only=False)
-    reasons.mark(null, "null_text", "the text is null or missing")
-    blank = pc.equal(pc.utf8_trim_whitespace(text), "").fill_null(False).to_numpy(zero_copy_only=False)
-    reasons.mark(blank, "blank_text", "the text is empty or white space only")
-    return text
+    return _fill(parts, source.text) if template_fields(source.text) else parts[source.text]
 
 
 def _fill(parts: dict[str, pa.Array], template: str) -> pa.Array:

@@ -31,6 +31,9 @@ PACK_BELOW_BYTES = 64 << 10
 PACK_TARGET_BYTES = 1 << 20
 PACK_MAX_FILES = 4096
 PACK_FROM_FILES = 256
+# Image files are larger and only ever one document each; decoded they travel by source.rows_per_fragment
+PACK_IMAGES_BELOW_BYTES = 32 << 20
+PACK_IMAGES_TARGET_BYTES = 32 << 20
 _OPEN_THREADS = 32
 
 
@@ -39,8 +42,11 @@ def choose_pack_below(files: Iterator[SourceFile], source: Source) -> tuple[int,
     if source.pack_below_bytes is not None:
         return source.pack_below_bytes, files
     first = list(itertools.islice(files, PACK_FROM_FILES))
-    # A file of text is one document, too little for a fragment of its own however few there are.
-    are_texts = bool(first) and all((format_of(file.path, source.format) or ("",))[0] == "text" for file in first)
+    # A file of text or an image is one document, too little for a fragment of its own however few there are.
+    kinds = {_kind(file, source) for file in first}
+    if kinds == {"image"}:
+        return PACK_IMAGES_BELOW_BYTES, itertools.chain(first, files)
+    are_texts = kinds == {"text"}
     is_packed = are_texts or len(first) == PACK_FROM_FILES
     return (PACK_BELOW_BYTES if is_packed else 0), itertools.chain(first, files)
 
@@ -60,7 +66,7 @@ def plan_units(
         for file in files:
             if file.size < pack_below_bytes:
                 pack.append(file)
-                if _ends_pack(file, pack):
+                if _ends_pack(file, pack, _pack_target_bytes(file, source)):
                     yield _packed(pack, reading)
                     pack = []
             elif file in known_units:
@@ -77,12 +83,21 @@ def plan_units(
             yield _packed(pack, reading)
 
 
-def _ends_pack(file: SourceFile, pack: list[SourceFile]) -> bool:
+def _kind(file: SourceFile, source: Source) -> str:
+    described = format_of(file.path, source.format)
+    return described[0] if described else ""
+
+
+def _pack_target_bytes(file: SourceFile, source: Source) -> int:
+    return PACK_IMAGES_TARGET_BYTES if _kind(file, source) == "image" else PACK_TARGET_BYTES
+
+
+def _ends_pack(file: SourceFile, pack: list[SourceFile], target_bytes: int) -> bool:
     """A pack ends at a file whose path hashes low (on average one in as many as fill the target), or when full."""
     draw = int.from_bytes(hashlib.blake2b(file.path.encode(), digest_size=4).digest(), "big") / 2**32
-    if draw < file.size / PACK_TARGET_BYTES:
+    if draw < file.size / target_bytes:
         return True
-    return len(pack) >= PACK_MAX_FILES or sum(f.size for f in pack) >= 4 * PACK_TARGET_BYTES
+    return len(pack) >= PACK_MAX_FILES or sum(f.size for f in pack) >= 4 * target_bytes
 
 
 def _packed(files: list[SourceFile], reading: str) -> Unit:

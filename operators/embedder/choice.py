@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from operators.embedder.sparse.engine import SparseEmbedder
     from operators.embedder.static.engine import StaticEmbedder
     from operators.embedder.vectors import Vectors
+    from operators.embedder.vision.language_model import VisionLanguageEmbedder
+    from operators.embedder.vision.reading import ImageReader
+    from operators.embedder.vision.towers import TwoTowerEmbedder
 
 
 def load_embedder(
@@ -24,13 +27,21 @@ def load_embedder(
     batch_tokens: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
-) -> Embedder | SparseEmbedder | StaticEmbedder:
-    """A loaded, self-tested embedder: token ids in, `Vectors` out."""
+) -> Embedder | SparseEmbedder | StaticEmbedder | TwoTowerEmbedder | VisionLanguageEmbedder:
+    """A loaded, self-tested embedder: token ids (and pixels) in, `Vectors` out."""
     # torch and transformers are 5 s that the driver need not wait for
     if spec.recipe.kind == "static":
         from operators.embedder.static.engine import StaticEmbedder
 
         return StaticEmbedder(spec, device, threads)
+    if spec.recipe.kind == "two_towers":
+        from operators.embedder.vision.towers import TwoTowerEmbedder
+
+        return TwoTowerEmbedder(spec, batch_tokens, device, threads)
+    if spec.recipe.kind == "vision_llm":
+        from operators.embedder.vision.language_model import VisionLanguageEmbedder
+
+        return VisionLanguageEmbedder(spec, batch_tokens, device, threads)
     if spec.recipe.sparse is not None:
         from operators.embedder.sparse.engine import SparseEmbedder
 
@@ -53,8 +64,24 @@ def load_chunk_embedder(
     return Embedder(spec, batch_tokens, device, threads).of_chunks
 
 
-def flops_of(spec: EmbedderSpec) -> Callable[[NDArray[np.int64]], float]:
-    """A function from the lengths of texts in tokens to the FLOPs of embedding them; loads no weights."""
+def load_image_reader(
+    spec: EmbedderSpec, source_image: str | None, storage_options: Mapping[str, Any]
+) -> ImageReader | None:
+    """What prepares the images of a source (`source_image`: its column) for a model; None where there are none."""
+    if source_image is None:
+        return None
+    from operators.embedder.vision.reading import ImageReader
+
+    return ImageReader(spec, storage_options)
+
+
+def flops_of(spec: EmbedderSpec, of_images: bool = False) -> Callable[[NDArray[np.int64]], float]:
+    """A function from the lengths of texts (or images) in tokens to the FLOPs of embedding them; loads no weights."""
+    if spec.recipe.kind in ("two_towers", "vision_llm"):
+        from operators.embedder.vision.flops import VisionFlops
+
+        flops = VisionFlops.of_folder(verified_folder(spec, weights=False), spec.recipe.kind)
+        return flops.total(spec.recipe.kind, of_images)
     if spec.recipe.kind == "static":
         return lambda lengths_N: float(lengths_N.sum() * spec.dim)
     from operators.embedder.flops import Flops

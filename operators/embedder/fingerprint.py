@@ -11,8 +11,10 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-# Files that change what a text's token ids are
+# Files that change what a text's token ids are, or an image's pixels
 TOKENIZER_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

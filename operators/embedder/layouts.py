@@ -27,6 +27,7 @@ POOLING_OF_MODE = {
     "pooling_mode_lasttoken": "last",
 }
 ROLE_ALIASES = {"document": ("document", "passage", "corpus"), "query": ("query",)}
+TWO_TOWERS = {"clip": 77, "siglip": 64}  # and the positions of their texts, where config.json leaves the default out
 UNBOUNDED_TOKENS = 1_000_000  # tokenizers without a limit say 1e30
 
 
@@ -37,12 +38,26 @@ def read_folder(folder: Path) -> dict[str, Any]:
     if (folder / "modules.json").is_file():
         return _sentence_transformers(folder)
     config = read_config(folder)
+    if config.get("model_type") in TWO_TOWERS:
+        return _two_towers(folder, config)
     fields = {"pooling": "mean", "normalize": True, "max_tokens": _max_tokens(folder, config, None)}
     logger.warning(
         "%s does not say how it embeds: assuming mean pooling, normalised vectors, %d tokens; write a recipe to differ",
         folder,
         fields["max_tokens"],
     )
+    return fields
+
+
+def _two_towers(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """CLIP and SigLIP: what is not in the checkpoint is the same for all of their family."""
+    tokenizer = _optional_json(folder / "tokenizer_config.json")
+    max_tokens = (config.get("text_config") or {}).get("max_position_embeddings")
+    fields = {"kind": "two_towers", "pooling": "own", "normalize": True}
+    fields["max_tokens"] = max_tokens or TWO_TOWERS[config["model_type"]]
+    if config["model_type"] == "siglip":
+        pad_token = tokenizer.get("pad_token")
+        fields["pad_token"] = pad_token["content"] if isinstance(pad_token, dict) else pad_token
     return fields
 
 

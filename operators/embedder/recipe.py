@@ -20,10 +20,11 @@ from operators.embedder.readings import PoolOver
 from operators.embedder.sparse.settings import SparseHead
 from operators.embedder.static.settings import WordVectors
 from operators.embedder.templates import Template, TextStyle, as_tuple
+from operators.embedder.vision.settings import check_vision
 from operators.errors import InputError
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
-Pooling = Literal["mean", "weighted_mean", "cls", "last", "token", "latent_attention", "none"]
+Pooling = Literal["mean", "weighted_mean", "cls", "last", "token", "latent_attention", "own", "none"]
 
 
 class Trunk(BaseModel):
@@ -77,8 +78,10 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["transformer", "static"] = Field(
-        default="transformer", description="static: the mean of the tokens' vectors in a table, without a model"
+    kind: Literal["transformer", "static", "two_towers", "vision_llm"] = Field(
+        default="transformer",
+        description="static: the mean of the tokens' vectors in a table, without a model; two_towers: texts and images "
+        "each by a tower of their own (CLIP, SigLIP); vision_llm: a language model that sees (LLaVA, E5-V)",
     )
     checkpoint: str = Field(
         description="folder, hub id, or package:NAME/FOLDER (a folder inside a Python package); a file of word vectors"
@@ -108,7 +111,8 @@ class Recipe(BaseModel):
         description="hidden states that are pooled, averaged: 0 the embeddings, 1 the first layer's ... -1 the last's",
     )
     pooling: Pooling = Field(
-        description="how token states become one vector; weighted_mean: by place in the text; none: no dense vector"
+        description="how token states become one vector; weighted_mean: by place in the text; own: as two_towers do it; "
+        "none: no dense vector"
     )
     pool_over: PoolOver = Field(
         default="all",
@@ -137,7 +141,8 @@ class Recipe(BaseModel):
         description="tokens of a prompt left out of pooling: that end in it, or of it alone (sentence-transformers)",
     )
     text_style: TextStyle = Field(
-        default="as_is", description='sentence: end with a full stop, and have no double quotes or "?" at the end'
+        default="as_is",
+        description='lowercase; sentence: end with a full stop, and have no double quotes or "?" at the end',
     )
     task: str | None = Field(default=None, description="what {task} in a prompt stands for")
     example: str | None = Field(default=None, description="how one of {examples} is written, with {its keys}")
@@ -146,6 +151,15 @@ class Recipe(BaseModel):
         default="own", description="none: leave out those that the tokenizer itself puts around a text, such as <s>"
     )
     end_token: str | None = Field(default=None, description="token put last, after truncation")
+    pad_token: str | None = Field(
+        default=None, description="of two_towers: token that fills every text up to max_tokens, as SigLIP was trained"
+    )
+    image_prompt: str | None = Field(
+        default=None, description="of a vision_llm: what is read for an image, with <image> where it stands"
+    )
+    image_text_prompt: str | None = Field(
+        default=None, description="the same for a row with both, with <image> and {text}; null: such rows are rejected"
+    )
     dims: tuple[int, ...] = Field(default=(), description="Matryoshka sizes that the model was trained for")
     default_dims: int | None = Field(
         default=None, description="the size where embedder.dims is null; null: the largest"
@@ -185,6 +199,11 @@ class Recipe(BaseModel):
                 check_template(self, Template.parse(template), f"prompts.{role}")
         if any(DIMS in name for name in self.head) and not (self.dims and self.default_dims):
             raise ValueError(f"a head with {DIMS} in its name needs dims and default_dims")
+        return self
+
+    @model_validator(mode="after")
+    def _sees(self) -> Recipe:
+        check_vision(self)
         return self
 
 

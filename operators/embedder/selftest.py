@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from operators.embedder.engine import Embedder
     from operators.embedder.sparse.engine import SparseEmbedder
     from operators.embedder.vectors import Vectors
+    from operators.embedder.vision.language_model import VisionLanguageEmbedder
+    from operators.embedder.vision.towers import TwoTowerEmbedder
 
 # Lengths far apart, so that together the short ones are mostly padding; and sorting them by length is a permutation
 # that is not its own inverse, so that rows put back the wrong way round are seen
@@ -132,7 +134,9 @@ def check_attention(
     return causal
 
 
-def check(embedder: Embedder | SparseEmbedder, ids: pa.ListArray) -> None:
+def check(
+    embedder: Embedder | SparseEmbedder | TwoTowerEmbedder | VisionLanguageEmbedder, ids: pa.Array
+) -> None:
     """Raise InputError naming the fault unless `embedder` gives the known texts (token ids) the vectors it should."""
     name = f"{embedder.spec.model} on {embedder.device.type}"
     together = embedder(ids)

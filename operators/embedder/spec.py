@@ -1,7 +1,7 @@
 """The resolved spec of a run: a recipe with a job's overrides, checked, and the fingerprint of its vectors.
 
-The driver makes it and the workers load what it says. Neither torch nor transformers is imported, so that a job that
-has nothing to do is over in a moment.
+The driver makes it and the workers load what it says. Neither torch nor transformers is imported (but for models that
+see, whose configs need the defaults of their classes), so that a job that has nothing to do is over in a moment.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from operators.embedder.sparse.settings import head_files
 from operators.embedder.static import folder as static_folder
 from operators.embedder.static.conversion import conversion_key, converted_folder
 from operators.embedder.templates import Template, as_tuple, filled, render_examples
+from operators.embedder.vision.facts import vision_facts
+from operators.embedder.vision.settings import VISION_KINDS
 from operators.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -77,12 +79,14 @@ def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> Embe
             "examples": config.examples if config.examples is not None else recipe.examples,
         }
     )
-    limit = checkpoint.position_limit(model_config)
+    width, limit = _width_and_positions(recipe, folder, model_config)
     if limit and recipe.max_tokens > limit:
         raise InputError(f"max_tokens {recipe.max_tokens} is more than the {limit} positions of {recipe.checkpoint}")
     checkpoint.check_remote_code(folder, model_config, recipe.trust_remote_code)
-    recipe, dim = _sized(recipe, config.dims, root, checkpoint.hidden_size(folder, model_config))
+    recipe, dim = _sized(recipe, config.dims, root, width)
     templates = templates_of(recipe, config)
+    if recipe.kind in VISION_KINDS and len(templates) > 1:
+        raise InputError(f"give one prompt: kind: {recipe.kind} does not average several readings")
     sparse_dim = _sparse_dim(recipe, templates, folder, model_config)
     weights = f"{recipe.checkpoint}@{commit}" if commit else weights_digest(root, recipe)
     adapters = tuple(adapter_digest(name) for name in recipe.adapters)
@@ -106,6 +110,14 @@ def text_config(folder: Path, recipe: Recipe) -> dict[str, Any]:
     if recipe.trunk is None:
         return config
     return checkpoint.trunk_config(config, recipe.trunk.config, recipe.trunk.model_type)
+
+
+def _width_and_positions(recipe: Recipe, folder: Path, model_config: dict[str, Any]) -> tuple[int, int | None]:
+    """How wide the checkpoint's vectors are before any head, and how many tokens it reads; None for no limit."""
+    if recipe.kind in VISION_KINDS:
+        facts = vision_facts(folder, recipe.kind)
+        return facts.width, facts.text_positions
+    return checkpoint.hidden_size(folder, model_config), checkpoint.position_limit(model_config)
 
 
 def _static_spec(model: str, recipe: Recipe, config: EmbedderConfig) -> EmbedderSpec:

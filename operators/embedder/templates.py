@@ -19,7 +19,7 @@ from operators.errors import InputError
 
 TEXT, TASK, EXAMPLES = "{text}", "{task}", "{examples}"
 FIELD = re.compile(r"\{(\w+)\}")  # of `example`
-TextStyle = Literal["as_is", "sentence"]
+TextStyle = Literal["as_is", "lowercase", "sentence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,8 @@ def prepared(text: str, style: TextStyle) -> str:
     """
     if style == "as_is" or not text:
         return text
+    if style == "lowercase":
+        return text.lower()
     if text[-1] not in ".?\"'":
         text += "."
     text = text.replace('"', "'")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from operators.corpus.formats.delimited import read_csv
+from operators.corpus.formats.imagefile import read_image
 from operators.corpus.formats.jsonl import read_jsonl
 from operators.corpus.formats.parquet import read_parquet
 from operators.corpus.formats.raw import READ_FAULTS, Columns, bad_rows, one_line, raise_if_about_the_run
@@ -39,6 +40,8 @@ def read_extent(extent: Extent, source: Source, columns: Columns, pace: Pace | N
             tables = read_jsonl(location, compression, extent, columns, pace)
         elif kind == "text":
             tables = read_text(location, compression, columns, pace)
+        elif kind == "image":
+            tables = read_image(location, extent, columns, pace)
         else:
             tables = read_csv(location, compression, columns, pace, tab=kind == "tsv")
         for table in tables:

@@ -21,14 +21,14 @@ READ_FAULTS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, 
 class Columns:
     """The columns to read, with the type that each kept one has in the output."""
 
-    text: tuple[str, ...]
+    text: tuple[str, ...]  # what is embedded: as strings, and of Parquet images also as bytes
     id: str | None
     keep: pa.Schema
 
     @staticmethod
     def of(source: Source, keep: pa.Schema) -> Columns:
         """The columns that `source` and the kept ones need."""
-        return Columns(source.text_columns, source.id, keep)
+        return Columns(source.content_columns, source.id, keep)
 
     @property
     def names(self) -> tuple[str, ...]:
