@@ -119,7 +119,7 @@ def _tokens_of(rows: pa.Table, chunking: Chunking, tokenizer: Tokenizer) -> _Rea
 
 
 def embed_fragment(batch: FragmentBatch, embedder: Embed, identity: Identity, ledger: Ledger) -> FragmentBatch:
-    """Embed a fragment's chunks: TOKENS in; out the same columns with the vectors in place of what they were made of."""
+    """Embed a fragment's chunks: TOKENS in; out the same columns with vectors in place of what they were made of."""
     started = time.perf_counter()
     table = batch.table
     inputs = inputs_of(table)

@@ -111,7 +111,7 @@ class Recipe(BaseModel):
         description="hidden states that are pooled, averaged: 0 the embeddings, 1 the first layer's ... -1 the last's",
     )
     pooling: Pooling = Field(
-        description="how token states become one vector; weighted_mean: by place in the text; own: as two_towers do it; "
+        description="how token states become one vector; weighted_mean: by place in the text; own: of two_towers; "
         "none: no dense vector"
     )
     pool_over: PoolOver = Field(
@@ -181,6 +181,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
+        check_vision(self)
         if (self.pooling == "token") != (self.pooled_token is not None):
             raise ValueError("pooling: token and pooled_token belong together")
         if (self.pooling == "latent_attention") != (self.latent_attention is not None):
@@ -199,11 +200,6 @@ class Recipe(BaseModel):
                 check_template(self, Template.parse(template), f"prompts.{role}")
         if any(DIMS in name for name in self.head) and not (self.dims and self.default_dims):
             raise ValueError(f"a head with {DIMS} in its name needs dims and default_dims")
-        return self
-
-    @model_validator(mode="after")
-    def _sees(self) -> Recipe:
-        check_vision(self)
         return self
 
 

@@ -50,6 +50,8 @@ def check_late(spec: EmbedderSpec) -> None:
     )
     if recipe.kind == "static":
         raise InputError(f"{refused}, and {spec.model} is static: its tokens know nothing of each other")
+    if recipe.kind != "transformer":
+        raise InputError(f"{refused}, and {spec.model} is a {recipe.kind}")
     if recipe.pooling != "mean":
         raise InputError(f"{refused}, and {spec.model} has pooling {recipe.pooling}, not mean")
     if len(spec.templates) != 1 or spec.templates[0].copies != 1:
