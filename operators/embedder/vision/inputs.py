@@ -33,4 +33,5 @@ class Inputs:
     @property
     def lengths_N(self) -> NDArray[np.int64]:
         """Token ids of each row."""
-        return np.diff(self.input_ids.offsets.to_numpy().astype(np.int64))
+        lengths_N: NDArray[np.int64] = np.diff(self.input_ids.offsets.to_numpy().astype(np.int64))
+        return lengths_N
