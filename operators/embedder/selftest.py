@@ -134,9 +134,7 @@ def check_attention(
     return causal
 
 
-def check(
-    embedder: Embedder | SparseEmbedder | TwoTowerEmbedder | VisionLanguageEmbedder, ids: pa.Array
-) -> None:
+def check(embedder: Embedder | SparseEmbedder | TwoTowerEmbedder | VisionLanguageEmbedder, ids: pa.Array) -> None:
     """Raise InputError naming the fault unless `embedder` gives the known texts (token ids) the vectors it should."""
     name = f"{embedder.spec.model} on {embedder.device.type}"
     together = embedder(ids)
