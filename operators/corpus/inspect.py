@@ -22,6 +22,7 @@ from operators.fragment import SourceFile
 from operators.storage import locate, open_input
 
 _HEAD_BYTES = 1 << 20
+_LONGEST_LINE = 64 << 20  # a first line up to here is read to its end
 _FILES_TO_TRY = 8
 # Types that a kept column of JSONL or CSV may have; anything else (objects, lists, dates) is kept as text.
 _PLAIN_TYPES = (pa.int64(), pa.float64(), pa.bool_(), pa.string())
@@ -37,7 +38,7 @@ def inspect_source(files: Iterable[SourceFile], source: Source, keep: tuple[str,
         raise InputError(f"take {reserved[0]!r} out of output.keep: the output has a column of that name of its own")
     for file in itertools.islice(files, _FILES_TO_TRY):
         try:
-            head = _head_schema(file, source)
+            head = head_schema(file, source)
         except READ_FAULTS:
             continue  # a broken file ends in rejected/, it does not stop the run
         if head is not None and len(head):
@@ -108,7 +109,7 @@ def _kept_type(kind: pa.DataType, file: SourceFile, source: Source) -> pa.DataTy
     return kind if kind in _PLAIN_TYPES else pa.string()
 
 
-def _head_schema(file: SourceFile, source: Source) -> pa.Schema | None:
+def head_schema(file: SourceFile, source: Source) -> pa.Schema | None:
     """Column names and types at the head of a file; None where it has no rows."""
     described = format_of(file.path, source.format)
     assert described is not None, "the listing leaves out files without a format"
@@ -120,7 +121,12 @@ def _head_schema(file: SourceFile, source: Source) -> pa.Schema | None:
     with open_input(locate(file.path, source.storage_options)) as stream:
         if kind == "parquet":
             return pq.ParquetFile(stream).schema_arrow
-        head = decompressed(stream, compression).read(_HEAD_BYTES)
+        content = decompressed(stream, compression)
+        head = content.read(_HEAD_BYTES)
+        while (
+            kind == "jsonl" and b"\n" not in head and len(head) < _LONGEST_LINE and (more := content.read(_HEAD_BYTES))
+        ):
+            head += more
         if kind == "jsonl":
             return _jsonl_schema(head, is_whole=len(head) < _HEAD_BYTES)
         schema = _csv_schema(head, "\t" if kind == "tsv" else ",")

@@ -29,7 +29,7 @@ def make_rows(raw: pa.Table, path: str, source: Source, keep: pa.Schema) -> pa.T
     images (`operators.corpus.images.IMAGE_TYPE`), and the kept columns.
     """
     num_rows = raw.num_rows
-    reasons = _Reasons(raw)
+    reasons = Reasons(raw)
     missing = [c for c in (*source.content_columns, *([source.id] if source.id else [])) if c not in raw.column_names]
     if missing:
         reasons.mark(np.ones(num_rows, bool), "missing_column", f"the file has no column {missing[0]!r}")
@@ -52,7 +52,7 @@ def make_rows(raw: pa.Table, path: str, source: Source, keep: pa.Schema) -> pa.T
 
 def reject_positions(rows: pa.Table, positions: NDArray[np.int64], reason: str, message: str) -> pa.Table:
     """Mark the rows at these positions as rejected, where they are not already."""
-    reasons = _Reasons(rows)
+    reasons = Reasons(rows)
     mask = np.zeros(rows.num_rows, bool)
     mask[positions] = True
     reasons.mark(mask, reason, message)
@@ -85,7 +85,7 @@ def ids_digest(rows: pa.Table) -> str:
     return digest.hexdigest()
 
 
-class _Reasons:
+class Reasons:
     """The first reason found for each row; later ones do not replace it."""
 
     def __init__(self, raw: pa.Table) -> None:
@@ -111,20 +111,20 @@ class _Reasons:
         return pa.array(self.message, pa.string())
 
 
-def _document_ids(raw: pa.Table, path: str, source: Source, reasons: _Reasons) -> pa.Array:
+def _document_ids(raw: pa.Table, path: str, source: Source, reasons: Reasons) -> pa.Array:
     if source.id is None and format_of(path, source.format) == ("image", None):
         return pa.array([path] * raw.num_rows, pa.string())
     if source.id is None:
         return pc.binary_join_element_wise(path, pc.cast(raw["source_row"], pa.string()), "#").combine_chunks()
     if source.id not in raw.column_names:
         return pa.nulls(raw.num_rows, pa.string())
-    column = _one_chunk(raw[source.id])
+    column = one_chunk(raw[source.id])
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_null(column.type):
         ids = pa.nulls(len(column), pa.string())
-    elif pa.types.is_integer(column.type) or _is_string(column.type):
-        ids, bad = _valid_strings(column.cast(pa.string()) if pa.types.is_integer(column.type) else column)
+    elif pa.types.is_integer(column.type) or is_string(column.type):
+        ids, bad = valid_strings(column.cast(pa.string()) if pa.types.is_integer(column.type) else column)
         reasons.mark(bad, "invalid_utf8", f"the id in column {source.id!r} is not valid UTF-8")
     else:
         reasons.mark(
@@ -140,15 +140,13 @@ def _document_ids(raw: pa.Table, path: str, source: Source, reasons: _Reasons) -
     return ids
 
 
-def _contents(raw: pa.Table, path: str, source: Source, reasons: _Reasons) -> tuple[pa.Array, pa.Array | None]:
+def _contents(raw: pa.Table, path: str, source: Source, reasons: Reasons) -> tuple[pa.Array, pa.Array | None]:
     """Text and image of each row; with images, a row needs only one of the two."""
-    text = _texts(raw, source, reasons) if source.text is not None else pa.nulls(raw.num_rows, pa.string())
-    no_text = pc.is_null(text).to_numpy(zero_copy_only=False)
-    blank = pc.equal(pc.utf8_trim_whitespace(text), "").fill_null(False).to_numpy(zero_copy_only=False)
     if source.image is None:
-        reasons.mark(no_text, "null_text", "the text is null or missing")
-        reasons.mark(blank, "blank_text", "the text is empty or white space only")
-        return text, None
+        assert source.text is not None, "a source has texts or images"
+        return row_texts(raw, source.text, reasons), None
+    text = _texts(raw, source.text, reasons) if source.text is not None else pa.nulls(raw.num_rows, pa.string())
+    no_text, blank = _null_and_blank(text)
     image, bad = image_column(raw, source.image, path)
     reasons.mark(bad, "wrong_type", f"the image column {source.image!r} holds neither bytes nor valid text")
     nothing = (no_text | blank) & pc.is_null(image).to_numpy(zero_copy_only=False)
@@ -159,25 +157,38 @@ def _contents(raw: pa.Table, path: str, source: Source, reasons: _Reasons) -> tu
     return pc.if_else(pa.array(blank), None, text), image
 
 
-def _texts(raw: pa.Table, source: Source, reasons: _Reasons) -> pa.Array:
+def row_texts(raw: pa.Table, text_of: str, reasons: Reasons) -> pa.Array:
+    """The text of each row from a column or a template; rows without one get a reason, and are null or blank."""
+    text = _texts(raw, text_of, reasons)
+    null, blank = _null_and_blank(text)
+    reasons.mark(null, "null_text", "the text is null or missing")
+    reasons.mark(blank, "blank_text", "the text is empty or white space only")
+    return text
+
+
+def _null_and_blank(text: pa.Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    blank = pc.equal(pc.utf8_trim_whitespace(text), "").fill_null(False)
+    return pc.is_null(text).to_numpy(zero_copy_only=False), blank.to_numpy(zero_copy_only=False)
+
+
+def _texts(raw: pa.Table, text_of: str, reasons: Reasons) -> pa.Array:
     """Text per row; a template's null columns count as empty, and the text is null only where all of them are."""
-    assert source.text is not None, "the source has texts"
     parts: dict[str, pa.Array] = {}
-    for name in source.text_columns:
+    for name in tuple(dict.fromkeys(template_fields(text_of))) or (text_of,):
         if name not in raw.column_names:
             return pa.nulls(raw.num_rows, pa.string())
-        column = _one_chunk(raw[name])
+        column = one_chunk(raw[name])
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if pa.types.is_null(column.type):
             column = column.cast(pa.string())
-        if not _is_string(column.type):
+        if not is_string(column.type):
             message = f"the text column {name!r} holds {column.type}; expected strings"
             reasons.mark(np.ones(raw.num_rows, bool), "wrong_type", message)
             return pa.nulls(raw.num_rows, pa.string())
-        parts[name], bad = _valid_strings(column)
+        parts[name], bad = valid_strings(column)
         reasons.mark(bad, "invalid_utf8", f"the text in column {name!r} is not valid UTF-8")
-    return _fill(parts, source.text) if template_fields(source.text) else parts[source.text]
+    return _fill(parts, text_of) if template_fields(text_of) else parts[text_of]
 
 
 def _fill(parts: dict[str, pa.Array], template: str) -> pa.Array:
@@ -212,12 +223,14 @@ def _cast_or_none(value: pa.Scalar, to: pa.DataType) -> object:
         return None
 
 
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array."""
     combined = column.combine_chunks()
     return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 
 
-def _is_string(kind: pa.DataType) -> bool:
+def is_string(kind: pa.DataType) -> bool:
+    """Whether these are texts, as strings or as bytes."""
     return bool(
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
@@ -227,7 +240,7 @@ def _is_string(kind: pa.DataType) -> bool:
     )
 
 
-def _valid_strings(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
+def valid_strings(column: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
     """The column as string, null where it is not valid UTF-8, and the mask of those rows."""
     binary = column.cast(pa.binary())
     as_string = binary.view(pa.string())

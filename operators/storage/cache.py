@@ -66,11 +66,11 @@ def _check(file: Path, location: Location, sha256: str, size: int) -> None:
         raise _gone(location) from None
     if found_size != size:
         raise InputError(
-            f"restore {location} or build the index again: it has {found_size:,} bytes, {size:,} were written"
+            f"restore {location} or make it again: it has {found_size:,} bytes, {size:,} were written"
         )
     if sha256_of(file) != sha256:
-        raise InputError(f"restore {location} or build the index again: its content is not what was written")
+        raise InputError(f"restore {location} or make it again: its content is not what was written")
 
 
 def _gone(location: Location) -> InputError:
-    return InputError(f"restore {location} or build the index again: the file is gone")
+    return InputError(f"restore {location} or make it again: the file is gone")
