@@ -65,9 +65,7 @@ def _check(file: Path, location: Location, sha256: str, size: int) -> None:
     except FileNotFoundError:
         raise _gone(location) from None
     if found_size != size:
-        raise InputError(
-            f"restore {location} or make it again: it has {found_size:,} bytes, {size:,} were written"
-        )
+        raise InputError(f"restore {location} or make it again: it has {found_size:,} bytes, {size:,} were written")
     if sha256_of(file) != sha256:
         raise InputError(f"restore {location} or make it again: its content is not what was written")
 

@@ -126,8 +126,8 @@ class _Turns:
     def _turns_before(self, time: int) -> NDArray[np.int64]:
         """How many turns each set has before a time."""
         whole_S = np.floor(time * self._shares_S).astype(np.int64)
-        is_due_S: NDArray[np.bool_] = self._times(self._sets, whole_S) < time
-        return whole_S + is_due_S.astype(np.int64)
+        turns_S: NDArray[np.int64] = whole_S + (self._times(self._sets, whole_S) < time)
+        return turns_S
 
     def _times(self, sets: NDArray[np.int64], turns: NDArray[np.int64]) -> NDArray[np.float64]:
         drawn = mixed(turns.astype(np.uint64), self._keys_S[sets]) % np.uint64(_JITTER)
