@@ -2,7 +2,7 @@
 
     python -m benchmarks.recipe_differences
 
-Runs tests/operators/embedder/test_published_recipes.py, each of whose tests records recipe, reference and difference in
+Runs the tests of published recipes and of models that see images, which record recipe, reference and difference in
 float32, and prints one line a recipe: the largest of its tests.
 """
 
@@ -14,14 +14,17 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-TESTS = "tests/operators/embedder/test_published_recipes.py"
+TESTS = (
+    "tests/operators/embedder/test_published_recipes.py",
+    "tests/operators/embedder/vision/test_vision_vectors.py",
+)
 
 
 def main() -> int:
     """Print the table; returns pytest's exit code."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", TESTS, "-o", "junit_family=xunit1", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", *TESTS, "-o", "junit_family=xunit1", f"--junitxml={report}"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if not report.is_file():
             print(result.stdout, result.stderr, file=sys.stderr)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import posixpath
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from operators.errors import InputError
 from operators.storage import locate, open_input, redact
 
 IMAGE_TYPE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+# what is wrong with a path that a row names, and not with the storage
+_OF_THE_PATH = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EACCES, errno.EPERM}
 _WEB = ("http://", "https://")
 MAX_IMAGE_BYTES = 256 << 20  # a larger file is hardly a photograph, and would be held in memory whole
 
@@ -70,14 +73,15 @@ def fetch(image: Mapping[str, Any], storage_options: Mapping[str, Any]) -> bytes
     try:
         with open_input(locate(image["path"], storage_options)) as stream:
             content = stream.read(MAX_IMAGE_BYTES + 1)
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         raise BadImage("missing_image", f"there is no file {redact(image['path'])}") from error
     except (InputError, ValueError) as error:  # no scheme, no access, no path at all: the row named it, not the config
         raise BadImage("missing_image", f"{redact(image['path'])}: {error}") from error
     except Exception as error:
-        if not image["path"].startswith(_WEB):
-            raise
         # dead links are ordinary in lists of URLs, and each client has errors of its own
+        is_dead_link = image["path"].startswith(_WEB)
+        if not is_dead_link and not (isinstance(error, OSError) and error.errno in _OF_THE_PATH):
+            raise
         raise BadImage("missing_image", f"{redact(image['path'])}: {type(error).__name__}") from error
     if len(content) > MAX_IMAGE_BYTES:
         raise BadImage("image_too_large", f"the file has more than {MAX_IMAGE_BYTES} bytes")

@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 import pytest
 
-from operators.corpus.images import place_of
+from operators.corpus.images import fetch, place_of
 from operators.corpus.inspect import inspect_source
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_fragments
@@ -89,6 +90,14 @@ def test_a_file_elsewhere_names_no_file_of_this_machine(path: str) -> None:
 def test_names_beside_an_object_are_objects() -> None:
     assert place_of("images/a.png", "s3://bucket/folder/rows.parquet") == "s3://bucket/folder/images/a.png"
     assert place_of("../a.png", "s3://bucket/folder/rows.parquet") == "s3://bucket/a.png"
+
+
+def test_images_beside_an_object_are_fetched_through_the_same_storage() -> None:
+    folder = fsspec.filesystem("memory")
+    folder.pipe("/corpus/in/rows.jsonl", b'{"image": "pictures/a.png"}\n')
+    folder.pipe("/corpus/in/pictures/a.png", PICTURES[2])
+    row = rows_of(Source(path="memory://corpus/in/rows.jsonl", image="image"))[0]
+    assert fetch(row["image"], {}) == PICTURES[2]
 
 
 def test_a_row_needs_a_text_or_an_image_where_both_are_embedded(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import struct
 import zlib
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import transformers
 from PIL import Image
 
 from operators.corpus.images import MAX_IMAGE_BYTES, BadImage, fetch
@@ -20,6 +22,7 @@ from operators.embedder.vision.decoding import MAX_PIXELS, decode
 from operators.embedder.vision.facts import vision_facts
 from operators.embedder.vision.reading import ImageReader
 from operators.errors import InputError
+from operators.storage import StorageError
 from tests.vision_checkpoints import drawn, encoded, recipe_file, tiny_clip, tiny_llava
 
 
@@ -58,13 +61,26 @@ def test_the_limit_on_pixels_is_that_of_pillow() -> None:
     assert Image.MAX_IMAGE_PIXELS == MAX_PIXELS
 
 
-def test_a_named_image_that_is_missing_or_huge_says_so(tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match="no file") as caught:
-        fetch({"bytes": None, "path": str(tmp_path / "none.jpg")}, {})
-    assert caught.value.reason == "missing_image"
+@pytest.mark.parametrize(
+    "path", ["none.jpg", "", "file.jpg/a.jpg", "x" * 300, "a\0b.jpg", "gopher://host/a.jpg", "http://127.0.0.1:9/a.jpg"]
+)
+def test_a_named_image_that_is_not_there_is_the_rows_fault(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file.jpg").write_bytes(b"")
     with pytest.raises(BadImage) as caught:
-        fetch({"bytes": None, "path": "gopher://host/a.jpg"}, {})
+        fetch({"bytes": None, "path": path if "://" in path else f"{tmp_path}/{path}"}, {})
     assert caught.value.reason == "missing_image"
+
+
+def test_a_storage_that_fails_is_not_the_rows_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(location: object) -> None:
+        raise StorageError(errno.EHOSTUNREACH, "nothing answers")
+
+    monkeypatch.setattr("operators.corpus.images.open_input", fails)
+    with pytest.raises(StorageError):
+        fetch({"bytes": None, "path": "s3://bucket/a.png"}, {})
+
+
+def test_a_huge_file_is_refused(tmp_path: Path) -> None:
     huge = tmp_path / "huge.png"
     with huge.open("wb") as stream:
         stream.truncate(MAX_IMAGE_BYTES + 1)
@@ -120,8 +136,6 @@ def test_a_long_text_beside_an_image_is_cut_and_its_prompt_survives(tmp_path: Pa
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (300, 31), (64, 64), (5, 7), (33, 200), (1000, 10)])
 def test_tokens_of_an_image_are_counted_as_the_processor_counts_them(tmp_path: Path, size: tuple[int, int]) -> None:
-    import transformers
-
     folder = tiny_llava(tmp_path / "model", "llava_next")
     facts = vision_facts(folder, "vision_llm")
     processor = transformers.LlavaNextProcessor(
@@ -143,6 +157,19 @@ def test_pixels_take_no_more_than_is_counted_for_a_fragment(tmp_path: Path) -> N
         reader = ImageReader(embedder_spec(str(recipe), EmbedderConfig(), tmp_path))
         sizes = [reader.pixels(encoded(drawn(1, *size))).tiles_TCSS.nbytes for size in ((64, 64), (10, 60), (90, 20))]
         assert max(sizes) == reader.facts.max_pixel_bytes
+
+
+def test_published_shapes_take_the_tokens_and_bytes_that_the_docs_say(tmp_path: Path) -> None:
+    transformers.CLIPConfig().save_pretrained(tmp_path / "clip")  # ViT-B/32 is the default
+    clip = vision_facts(tmp_path / "clip", "two_towers")
+    assert (clip.width, clip.text_positions, clip.max_num_tokens, clip.max_pixel_bytes) == (512, 77, 50, 150_528)
+    text = transformers.LlamaConfig(hidden_size=4096, max_position_embeddings=8192)
+    grids = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    config = transformers.LlavaNextConfig(text_config=text, image_grid_pinpoints=grids)
+    config.save_pretrained(tmp_path / "e5-v")
+    e5_v = vision_facts(tmp_path / "e5-v", "vision_llm")
+    # a square of 2 x 2 tiles with a line end for each of its 48 lines, and the whole image as a tile
+    assert (e5_v.width, e5_v.max_num_tokens, e5_v.max_pixel_bytes) == (4096, 576 + 48 * 48 + 48, 5 * 3 * 336 * 336)
 
 
 def test_a_processor_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,16 @@ IMAGES = [drawn(1), drawn(2, 40, 90), drawn(3, 64, 64), drawn(4, 33, 200), drawn
 TOLERANCE = 1e-4
 
 Vectors = NDArray[np.float32]
+Record = Callable[[str, object], None]
+
+
+def compare(record: Record, recipe: str, reference: str, found: Vectors, expected: list[Vectors]) -> None:
+    """Assert that vectors agree, and record by how much for benchmarks/recipe_differences.py."""
+    largest = float(np.abs(found - np.stack(expected)).max())
+    record("recipe", recipe)
+    record("reference", reference)
+    record("difference", largest)
+    assert largest <= TOLERANCE
 
 
 def spec_of(folder: Path, **fields: object) -> EmbedderSpec:
@@ -67,7 +77,7 @@ def mixed() -> list[tuple[str | None, Image.Image | None]]:
 @pytest.mark.parametrize("batch_tokens", [1, 2048])
 @pytest.mark.parametrize(("make", "max_length"), [(tiny_clip, 24), (tiny_siglip, 16)])
 def test_two_towers_equal_the_model_and_its_processor(
-    tmp_path: Path, make: Callable[[Path], Path], max_length: int, batch_tokens: int
+    tmp_path: Path, make: Callable[[Path], Path], max_length: int, batch_tokens: int, record_property: Record
 ) -> None:
     folder = make(tmp_path / "model")
     model = transformers.AutoModel.from_pretrained(folder).eval()
@@ -83,12 +93,15 @@ def test_two_towers_equal_the_model_and_its_processor(
         ids = tokenizer([text], padding=padding, truncation=True, max_length=max_length, return_tensors="pt").input_ids
         expected.append(unit(model.get_text_features(input_ids=ids).pooler_output)[0])
     found = ours(spec_of(folder), mixed(), batch_tokens)
-    assert np.abs(found - np.stack(expected)).max() <= TOLERANCE
+    recipe = "clip-vit-b-32" if make is tiny_clip else "siglip2-base"
+    compare(record_property, recipe, f"{type(model).__name__} and its processor, each alone", found, expected)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 2048])
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
-def test_a_vision_llm_equals_the_last_state_of_its_prompts(tmp_path: Path, kind: str, batch_tokens: int) -> None:
+def test_a_vision_llm_equals_the_last_state_of_its_prompts(
+    tmp_path: Path, kind: str, batch_tokens: int, record_property: Record
+) -> None:
     folder = tiny_llava(tmp_path / "model", kind)  # type: ignore[arg-type]  # the two kinds
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -113,7 +126,8 @@ def test_a_vision_llm_equals_the_last_state_of_its_prompts(tmp_path: Path, kind:
         states = model(**inputs, output_hidden_states=True).hidden_states[-1]
         expected.append(unit(states[:, -1])[0])
     found = ours(spec_of(folder), rows, batch_tokens)
-    assert np.abs(found - np.stack(expected)).max() <= TOLERANCE
+    recipe = "e5-v" if kind == "llava_next" else "e5-v on LLaVA"
+    compare(record_property, recipe, f"{type(model).__name__} and its processor, each alone", found, expected)
 
 
 def test_texts_alone_need_no_pixels(tmp_path: Path) -> None:
