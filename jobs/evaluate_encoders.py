@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import ray
 
@@ -75,7 +77,7 @@ def _bm25(task: Task, data: RetrievalSet) -> Run:
 
 
 def _documents(
-    workers: list[object], snapshot: IndexSnapshot, query_ids: tuple[str, ...], queries_QD: Vectors, k: int
+    workers: list[Any], snapshot: IndexSnapshot, query_ids: tuple[str, ...], queries_QD: Vectors, k: int
 ) -> Run:
     """The k nearest documents, each at the best of its chunks; more vectors are asked for until there are k."""
     queries, wanted = ray.put(queries_QD), k
@@ -97,10 +99,10 @@ def _documents(
         wanted *= 2
 
 
-def _best_chunks(workers: list[object], found: Found, query_ids: tuple[str, ...], k: int, larger: bool) -> Run:
+def _best_chunks(workers: list[Any], found: Found, query_ids: tuple[str, ...], k: int, larger: bool) -> Run:
     query, place = np.nonzero(found.ids_QK >= 0)
     ids = ray.put(found.ids_QK[query, place])
-    answers = ask(lambda: [worker.look_up.remote(ids, list(RESULT_COLUMNS)) for worker in workers])  # type: ignore[attr-defined]
+    answers = ask(lambda: [worker.look_up.remote(ids, list(RESULT_COLUMNS)) for worker in workers])
     names = np.empty(len(query), object)
     for at, table in answers:
         names[at] = table["doc_id"].to_pylist()

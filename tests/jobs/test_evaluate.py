@@ -185,3 +185,18 @@ def test_the_quickstart_runs(tmp_path: Path, local_ray: None, capsys: pytest.Cap
     found = scores(tmp_path)
     assert found["minilm"]["questions"]["ndcg_at_10"] > found["bm25"]["questions"]["ndcg_at_10"]
     assert "paraphrases: 1 texts are in the training pairs, 0 more overlap" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["tiny", "bm25"])
+def test_a_broken_document_stops_the_job_with_its_row(
+    sets: Path, tmp_path: Path, tiny_model: Path, local_ray: None, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The corpus is read on the cluster, long after the other files."""
+    folder = write_beir(tmp_path / "beir")
+    with gzip.open(folder / "corpus.jsonl.gz", "at") as stream:
+        stream.write('{"_id": "broken", "text": 3}\n')
+    task = {"name": "beir", "kind": "retrieval", "path": str(folder)}
+    named = str(tiny_model) if model == "tiny" else model
+    assert run_job("evaluate", evaluate_config(tmp_path, model=named, tasks=[task])) == 2
+    assert "error: mend row 121 of" in capsys.readouterr().err
+    assert not (tmp_path / "scores.json").exists()
