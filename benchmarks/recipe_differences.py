@@ -14,17 +14,17 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-TESTS = (
-    "tests/operators/embedder/test_published_recipes.py",
-    "tests/operators/embedder/vision/test_vision_vectors.py",
-)
+TESTS = Path(__file__).parent.parent / "tests" / "operators" / "embedder"
+FILES = ("test_published_*.py", "vision/test_vision_vectors.py")
 
 
 def main() -> int:
     """Print the table; returns pytest's exit code."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", *TESTS, "-o", "junit_family=xunit1", f"--junitxml={report}"]
+        options = ["-q", "-o", "junit_family=xunit1", f"--junitxml={report}"]
+        tests = sorted(str(path) for pattern in FILES for path in TESTS.glob(pattern))
+        command = [sys.executable, "-m", "pytest", *options, *tests]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if not report.is_file():
             print(result.stdout, result.stderr, file=sys.stderr)

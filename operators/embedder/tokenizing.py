@@ -23,9 +23,9 @@ import tokenizers
 from numpy.typing import NDArray
 
 from operators.embedder import layouts, readings
+from operators.embedder.backend import load_backend, special_ids
 from operators.embedder.readings import Layout
 from operators.embedder.spec import EmbedderSpec, verified_folder
-from operators.embedder.static import folder as static_folder
 from operators.embedder.templates import Template, prepared
 from operators.embedder.truncating import Kept, kept_after, kept_between, word_end
 from operators.errors import InputError
@@ -82,11 +82,11 @@ class Tokenizer:
     """A recipe's tokenizer; a few MB, and safe to keep for the life of a worker."""
 
     def __init__(self, spec: EmbedderSpec) -> None:
-        self._backend = _load_backend(spec)
+        self._backend = load_backend(spec)
         self._recipe = recipe = spec.recipe
         if recipe.prepend is not None:
             self._backend.add_tokens([recipe.prepend.token])
-        own = _special_ids(self._backend)
+        own = special_ids(self._backend)
         self._first, self._last = own if recipe.special_tokens == "own" else ([], [])
         self._own_last = len(self._last)
         self.end_id = self._backend.token_to_id(recipe.end_token) if recipe.end_token is not None else None
@@ -302,34 +302,3 @@ def _with_specials(
         ids_T[ends_N - len(last) + i] = token
     offsets = np.concatenate([[0], ends_N]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids_T))
-
-
-def _special_ids(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer itself puts before and after a text."""
-    encoding = backend.encode("a", add_special_tokens=True)
-    if not encoding.ids:  # no word in the sense of a static embedder
-        return [], []
-    own = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
-    if not own:
-        raise InputError("the tokenizer reads the letter 'a' as nothing but special tokens: it cannot be used")
-    return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]
-
-
-def _load_backend(spec: EmbedderSpec) -> tokenizers.Tokenizer:
-    folder = verified_folder(spec, weights=False)
-    if spec.recipe.kind == "static":
-        return static_folder.load_tokenizer(folder)
-    import transformers  # seconds, and only a worker needs it
-
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=spec.recipe.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise InputError(f"cannot load the tokenizer of {folder}: {error}") from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, tokenizers.Tokenizer):
-        raise InputError(f"{folder} has no fast tokenizer: it needs a tokenizer.json")
-    backend.no_truncation()  # a checkpoint's own limits (MiniLM's file says 128) give way to the recipe's
-    backend.no_padding()
-    return backend

@@ -1,0 +1,120 @@
+"""The recipes of configs/models on tiny random checkpoints, and what their references are made of.
+
+A recipe is the repository's file, with another checkpoint, length and number format; a reference reads each text alone
+through plain transformers or sentence-transformers, after the papers and their code (docs/recipes.md). Each comparison
+records its largest difference, of which benchmarks/recipe_differences.py makes a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+import yaml
+from numpy.typing import NDArray
+
+from operators.embedder.engine import Embedder
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.spec import embedder_spec
+from operators.embedder.tokenizing import Tokenizer
+from tests import checkpoints
+
+RECIPES = Path(__file__).parents[3] / "configs" / "models"
+WORDS = checkpoints.WORDS
+# 1 to 90 words, in no order of length; the longest are longer than what any of the recipes here reads
+TEXTS = [" ".join(WORDS[(7 * i + j) % len(WORDS)] for j in range(1 + 37 * i % 90)) for i in range(20)]
+SHORT = [text for text in TEXTS if len(text) < 120]
+TOLERANCE = 1e-4  # in float32
+
+Record = Callable[[str, object], None]
+Vectors = NDArray[np.float32]
+
+
+def recipe_file(name: str, folder: Path, **changes: Any) -> str:
+    """The repository's recipe for a tiny checkpoint."""
+    fields = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    fields = {**fields, "checkpoint": str(folder), "max_tokens": 64, "compute_dtype": "float32", **changes}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return str(path)
+
+
+def embed(recipe: str, texts: Sequence[str], batch_tokens: int | None = None, **overrides: Any) -> Vectors:
+    spec = embedder_spec(recipe, EmbedderConfig(device="cpu", **overrides), RECIPES)
+    vectors = Embedder(spec, batch_tokens=batch_tokens, device="cpu")(Tokenizer(spec)(pa.array(list(texts))).input_ids)
+    assert vectors.finite_N.all()
+    return vectors.values_ND
+
+
+def check(
+    record: Record,
+    name: str,
+    folder: Path,
+    reference: str,
+    expected_ND: Any,
+    texts: Sequence[str] = TEXTS,
+    sides: Sequence[str] = ("right",),
+    changes: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> None:
+    """Compare a recipe with its reference: in large batches, row by row, and padded on each side."""
+    largest = 0.0
+    for side in sides:
+        path = recipe_file(name, folder, padding=side, **(changes or {}))
+        for batch_tokens in (None, 1):
+            found_ND = embed(path, texts, batch_tokens, **overrides)
+            assert found_ND.shape == np.shape(expected_ND)
+            largest = max(largest, float(np.abs(found_ND - np.asarray(expected_ND)).max()))
+    record("recipe", name)
+    record("reference", reference)
+    record("difference", largest)
+    assert largest <= TOLERANCE
+
+
+BOTH = ("right", "left")
+
+
+def unit(vectors: Any) -> Vectors:
+    """Vectors of length 1."""
+    values_ND = np.stack([np.asarray(vector) for vector in vectors])
+    return np.asarray(values_ND / np.linalg.norm(values_ND, axis=1, keepdims=True))
+
+
+def tokenizer_of(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def states(
+    folder: Path, rows: Sequence[Sequence[int]], bidirectional: bool = False, model: Any = None
+) -> list[tuple[torch.Tensor, ...]]:
+    """All hidden states of each row alone: no padding, no mask, or one in which every token sees every other."""
+    model = model or transformers.AutoModel.from_pretrained(folder).eval()
+    found = []
+    with torch.inference_mode():
+        for row in rows:
+            visible = torch.ones(1, 1, len(row), len(row), dtype=torch.bool) if bidirectional else None
+            output = model(input_ids=torch.tensor([list(row)]), attention_mask=visible, output_hidden_states=True)
+            found.append(tuple(layer[0] for layer in output.hidden_states))
+    return found
+
+
+def fitted(tokenizer: Any, prefix: str, text: str, suffix: str, max_tokens: int) -> list[int]:
+    """The ids of a prompt around a text, of which the longest part is kept that ends with a token and fits."""
+    ends = [end for _, end in tokenizer(prefix + text, return_offsets_mapping=True)["offset_mapping"]]
+    for end in sorted({len(prefix + text), *ends}, reverse=True):
+        found = tokenizer((prefix + text)[:end] + suffix)["input_ids"]
+        if len(found) <= max_tokens:
+            return list(found)
+    raise AssertionError("the prompt alone is too long")
+
+
+def instructed(folder: Path, prompt: str, text: str, end: str, max_tokens: int = 64) -> list[int]:
+    """The ids of prompt and text as one string with <s> before them, and the end token in the last place."""
+    tokenizer = tokenizer_of(folder)
+    ids = tokenizer(prompt + text)["input_ids"][: max_tokens - 1]
+    return [*ids, tokenizer.convert_tokens_to_ids(end)]
