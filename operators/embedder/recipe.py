@@ -23,6 +23,7 @@ from operators.embedder.templates import Template, TextStyle, as_tuple
 from operators.embedder.vision.settings import check_vision
 from operators.errors import InputError
 
+OWN_RECIPE = "recipe.yaml"  # in a checkpoint folder: says more than any layout can
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "token", "latent_attention", "own", "none"]
 
@@ -248,6 +249,8 @@ def load_recipe(model: str, recipes_dir: Path) -> Recipe:
     if model.startswith(checkpoint.PACKAGE_PREFIX):
         return _folder_recipe(model, checkpoint.package_folder(model))
     folder = Path(model).expanduser()
+    if (folder / OWN_RECIPE).is_file():  # of a model that was trained here
+        return _recipe_file(folder / OWN_RECIPE)
     if folder.is_dir():
         return _folder_recipe(str(folder.resolve()), folder)
     if checkpoint.is_hub_id(model):

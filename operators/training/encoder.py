@@ -1,0 +1,196 @@
+"""The trainable form of an embedder: the same templates, tokens, pooling and head as `Embedder`, with gradients.
+
+Shapes: N texts, B and L rows and padded length of a micro-batch, D width of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import peft
+import pyarrow as pa
+import torch
+import transformers
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from operators.embedder import checkpoint, selftest
+from operators.embedder.adapter_files import locate_adapter
+from operators.embedder.adapters import apply_adapter
+from operators.embedder.batching import Batch
+from operators.embedder.forward import PaddedForward, PaddedTrunk
+from operators.embedder.heads import load_head
+from operators.embedder.latent import load_latent_attention
+from operators.embedder.loading import load_model
+from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.tokenizing import Tokenizer
+from operators.errors import InputError
+
+Role = Literal["query", "document"]
+
+
+class Lora(BaseModel):
+    """Low-rank adapters in place of full fine-tuning (Hu et al. 2021, arXiv 2106.09685)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(default=16, gt=0, description="rank of the update of each weight")
+    alpha: int = Field(default=32, gt=0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="of what enters an adapter")
+    targets: tuple[str, ...] | Literal["all-linear"] = Field(
+        default="all-linear", description="names of the linear layers that get one"
+    )
+
+
+class Tuning(BaseModel):
+    """What of a model is trained, and how its passes are computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lora: Lora | None = Field(default=None, description="train adapters alone; null: all weights")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="bfloat16: products in it, weights and their updates in float32"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations twice in place of keeping them: less memory, a third slower"
+    )
+    dropout: float | None = Field(default=None, ge=0, lt=1, description="of the model; null: as its config says")
+    attention_dropout: float | None = Field(default=None, ge=0, lt=1, description="null: as the model's config says")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """Texts as the model reads them, each in the template of its role."""
+
+    ids: Sequence[NDArray[np.int64]]
+    spans_N2: NDArray[np.int64] | None  # tokens that are pooled; None: all
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Some of them as a batch, in this order."""
+        chosen = [self.ids[row] for row in rows]
+        lengths_B = np.array([len(ids) for ids in chosen], np.int64)
+        return Batch(np.concatenate(chosen), lengths_B, None if self.spans_N2 is None else self.spans_N2[rows])
+
+
+class Reader:
+    """Texts of each role to token ids; one template a role, since a vector of several has no one gradient path."""
+
+    def __init__(self, specs: Mapping[Role, EmbedderSpec]) -> None:
+        for role, spec in specs.items():
+            if len(spec.templates) != 1:
+                raise InputError(f"give one prompt for the role {role}: averages of several are not trained")
+        self._tokenizers = {role: Tokenizer(spec) for role, spec in specs.items()}
+        self._pool_over = {role: spec.recipe.pool_over for role, spec in specs.items()}
+
+    def __call__(self, texts: Sequence[str], roles: Sequence[Role]) -> Tokenized:
+        """Token ids and pooled spans of N texts."""
+        ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(texts)
+        spans_N2 = np.zeros((len(texts), 2), np.int64)
+        is_cut = False
+        for role, tokenizer in self._tokenizers.items():
+            rows = [row for row, own in enumerate(roles) if own == role]
+            column = tokenizer(pa.array([texts[row] for row in rows], pa.string())).input_ids
+            lengths = np.diff(column.offsets.to_numpy()).astype(np.int64)
+            layout = tokenizer.layouts[0]
+            is_cut |= layout.leaves_out(self._pool_over[role])
+            spans_N2[rows] = layout.spans(lengths, self._pool_over[role])
+            flat = column.flatten().to_numpy().astype(np.int64)
+            for row, part in zip(rows, np.split(flat, np.cumsum(lengths)[:-1]), strict=False):
+                ids[row] = part
+        return Tokenized(ids, spans_N2 if is_cut else None)
+
+
+class Encoder(torch.nn.Module):
+    """Micro-batches of token ids to vectors of length 1 (where the recipe says so), in float32, with gradients."""
+
+    def __init__(self, spec: EmbedderSpec, tuning: Tuning, device: torch.device) -> None:
+        super().__init__()
+        self.spec = spec
+        self.device = device
+        self._precision = tuning.precision
+        recipe = spec.recipe
+        if recipe.kind == "static" or recipe.prepend is not None:
+            raise InputError(f"{spec.model} cannot be trained: it is static, or reads token states while it runs")
+        tokenizer = Tokenizer(spec)
+        model = load_model(verified_folder(spec, weights=True), torch.float32, recipe)
+        for name in recipe.adapters:
+            model = apply_adapter(model, locate_adapter(name), True, selftest.probe_ids(tokenizer))
+        root = checkpoint.locate_root(recipe.checkpoint, recipe.revision)
+        self.head = load_head(root, recipe.head, model)
+        model.to(device)
+        causal = selftest.check_attention(model, recipe, tokenizer, device)
+        self.token_head: torch.nn.Module | None = None
+        if (part := recipe.latent_attention) is not None:
+            folder = checkpoint.locate(recipe.checkpoint, recipe.revision)
+            self.token_head = load_latent_attention(folder, part.prefix, part.heads, model.config.hidden_size)
+        pooling = "mean" if recipe.latent_attention is not None else recipe.pooling
+        pooled_id = tokenizer.token_id(recipe.pooled_token) if recipe.pooled_token is not None else None
+        self.trunk = _tuned(model, tuning)
+        padded = PaddedTrunk(self.trunk, device, causal, recipe.padding, recipe.layers)
+        self._forward = PaddedForward(padded, pooling, pooled_id, self.token_head)
+        for extra in (self.head, self.token_head):
+            if extra is not None:
+                extra.requires_grad_(True)
+        self.to(device)
+        self.train()
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """vectors_BD of a micro-batch, rows in its order."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            pooled_BD = self._forward(batch)
+        pooled_BD = pooled_BD.to(torch.float32)
+        if self.head is not None:
+            pooled_BD = self.head(pooled_BD)
+        vectors_BD = pooled_BD[:, : self.spec.dim]
+        if self.spec.recipe.normalize:
+            return torch.nn.functional.normalize(vectors_BD, dim=1)
+        return vectors_BD
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def merged_trunk(self) -> transformers.PreTrainedModel:
+        """The trunk with its adapters merged into its weights; the encoder is not to be trained any further."""
+        if not isinstance(self.trunk, peft.PeftModel):
+            return self.trunk
+        merged = self.trunk.merge_and_unload()
+        assert isinstance(merged, transformers.PreTrainedModel)
+        return merged
+
+
+def _tuned(model: transformers.PreTrainedModel, tuning: Tuning) -> torch.nn.Module:
+    """The trunk ready to be trained: dropout, adapters, checkpointing."""
+    trunk: torch.nn.Module = model
+    _set_dropout(trunk, tuning)
+    if tuning.gradient_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    if tuning.lora is None:
+        return trunk
+    lora = tuning.lora
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"
+    )
+    try:
+        tuned = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise InputError(f"tuning.lora.targets {targets} do not fit the model: {error}") from error
+    if tuning.gradient_checkpointing:
+        model.enable_input_require_grads()  # else nothing before the first adapter needs a gradient, and none flows
+    return tuned
+
+
+def _set_dropout(model: torch.nn.Module, tuning: Tuning) -> None:
+    """Override a model's dropout where it applies it."""
+    for module in model.modules():
+        own = getattr(module, "dropout", None)
+        of_attention = type(module).__name__.endswith("SelfAttention")  # BERT's kind; decoders keep a number
+        wanted = tuning.attention_dropout if of_attention else tuning.dropout
+        if isinstance(own, torch.nn.Dropout) and wanted is not None:
+            own.p = wanted
+        if isinstance(getattr(module, "attention_dropout", None), float) and tuning.attention_dropout is not None:
+            setattr(module, "attention_dropout", tuning.attention_dropout)  # noqa: B010  # a number, not a module

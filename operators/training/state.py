@@ -1,0 +1,95 @@
+"""The state of a run between steps: trained weights, optimizer and step, in files that anything safe can read.
+
+Dropout is seeded by step and batches follow from the step number, so a run that goes on from here is bit for bit the
+run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from operators.errors import InputError
+from operators.training.encoder import Encoder
+
+_WEIGHTS, _OPTIMIZER, _PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is."""
+
+    step: int  # the next one
+    run: str  # fingerprint of what is trained, on what and how: another run's state is refused
+    best_score: float | None = None
+    best_step: int | None = None
+
+
+def save(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write the state to an empty folder on this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = _names(encoder, optimizer)
+    weights = {name: parameter.detach().contiguous() for name, parameter in encoder.trained().items()}
+    moments: dict[str, torch.Tensor] = {}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            moments[f"{names[id(parameter)]}/{key}"] = torch.as_tensor(value).contiguous()
+    safetensors.torch.save_file(weights, folder / _WEIGHTS)
+    safetensors.torch.save_file(moments, folder / _OPTIMIZER)
+    (folder / _PROGRESS).write_text(json.dumps(asdict(progress)))
+
+
+def load(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, run: str) -> Progress:
+    """Put a saved state in place. Raises InputError for one of another run, or that is damaged."""
+    progress = read_progress(folder)
+    if progress.run != run:
+        raise InputError(
+            f"give output.path another folder: {folder} has the state of a run with another model, data or settings "
+            f"({progress.run[:12]}, this is {run[:12]})"
+        )
+    try:
+        weights = safetensors.torch.load_file(folder / _WEIGHTS)
+        moments = safetensors.torch.load_file(folder / _OPTIMIZER)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the state in {folder} does not read, remove it to start from the one before: {error}"
+        ) from None
+    parameters = encoder.trained()
+    if set(weights) != set(parameters):
+        raise InputError(f"the state in {folder} has other weights than the model that is trained")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            parameters[name].copy_(weight)
+    names = _names(encoder, optimizer)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            own = f"{names[id(parameter)]}/"
+            state: dict[str, Any] = {
+                key.removeprefix(own): value for key, value in moments.items() if key.startswith(own)
+            }
+            if state:
+                optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                }
+    return progress
+
+
+def read_progress(folder: Path) -> Progress:
+    """How far a saved run is."""
+    try:
+        return Progress(**json.loads((folder / _PROGRESS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"the state in {folder} does not read: {error}") from None
+
+
+def _names(encoder: Encoder, optimizer: torch.optim.Optimizer) -> dict[int, str]:
+    by_id = {id(parameter): name for name, parameter in encoder.trained().items()}
+    missing = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in by_id]
+    assert not missing, "the optimizer's parameters are the encoder's"
+    return by_id
