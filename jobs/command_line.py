@@ -168,6 +168,8 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
 
 def _section(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
     for name in path:
+        if isinstance(name, int):  # of a list, whose items are all of one section
+            continue
         inner = _model_of(model.model_fields[str(name)].annotation) if str(name) in model.model_fields else None
         if inner is None:
             return model

@@ -57,7 +57,7 @@ class PreparedSet:
 
 
 @dataclass(frozen=True, slots=True)
-class _Missing:
+class MissingSet:
     """A set that is to be prepared."""
 
     config: TrainingSet
@@ -68,12 +68,12 @@ class _Missing:
 def prepare_sets(config: TrainConfig) -> tuple[PreparedSet, ...]:
     """All sets, prepared; Ray is used, and sources are opened, for those only that are not there yet."""
     found = [_find(training_set, config) for training_set in config.sets]
-    missing = {item.folder.url: item for item in found if isinstance(item, _Missing)}
+    missing = {item.folder.url: item for item in found if isinstance(item, MissingSet)}
     if missing:
         with connect(local_cpus=config.compute.local_cpus):
             manifests = _prepare(list(missing.values()), config.seed)
         found = [
-            PreparedSet(item.config, item.folder, manifests[item.folder.url]) if isinstance(item, _Missing) else item
+            PreparedSet(item.config, item.folder, manifests[item.folder.url]) if isinstance(item, MissingSet) else item
             for item in found
         ]
     return tuple(item for item in found if isinstance(item, PreparedSet))
@@ -94,7 +94,7 @@ def batch_plan(config: TrainConfig, sets: Sequence[PreparedSet]) -> BatchPlan:
     return BatchPlan(planned, config.batch.size, config.seed)
 
 
-def _find(training_set: TrainingSet, config: TrainConfig) -> PreparedSet | _Missing:
+def _find(training_set: TrainingSet, config: TrainConfig) -> PreparedSet | MissingSet:
     files = tuple(list_source(training_set.source()))
     prepared = config.prepared
     if prepared.path is None:
@@ -104,12 +104,12 @@ def _find(training_set: TrainingSet, config: TrainConfig) -> PreparedSet | _Miss
     folder = home / training_set.fingerprint(files, config.seed)
     manifest = read_manifest(folder)
     if manifest is None:
-        return _Missing(training_set, folder, files)
+        return MissingSet(training_set, folder, files)
     logger.info("set %s is prepared already: %s", training_set.name, manifest.counts)
     return PreparedSet(training_set, folder, manifest)
 
 
-def _prepare(missing: Sequence[_Missing], seed: int) -> dict[str, Manifest]:
+def _prepare(missing: Sequence[MissingSet], seed: int) -> dict[str, Manifest]:
     """Prepare sets together, so that small ones share the cluster; their manifests by folder."""
     import ray.data
 
@@ -123,7 +123,7 @@ def _prepare(missing: Sequence[_Missing], seed: int) -> dict[str, Manifest]:
         for place, unit in enumerate(plan_units(item.files, item.config.source(), (), PACK_BELOW_BYTES, {}))
     ]
     configure_ray_data()
-    task = functools.partial(_prepare_rows, missing=missing, types=types, seed=seed, ledger=RemoteLedger())
+    task = functools.partial(prepare_units, missing=missing, types=types, seed=seed, ledger=RemoteLedger())
     written = ray.data.from_arrow(work).map_batches(task, batch_size=1, batch_format="pyarrow", num_cpus=1)
     lines: list[list[tuple[int, int, Part | None, RowCounts]]] = [[] for _ in missing]
     for row in written.iter_rows():
@@ -139,8 +139,8 @@ def _prepare(missing: Sequence[_Missing], seed: int) -> dict[str, Manifest]:
     return manifests
 
 
-def _prepare_rows(
-    block: pa.Table, missing: Sequence[_Missing], types: Sequence[pa.Schema], seed: int, ledger: Ledger
+def prepare_units(
+    block: pa.Table, missing: Sequence[MissingSet], types: Sequence[pa.Schema], seed: int, ledger: Ledger
 ) -> Iterator[pa.Table]:
     """Units in, a line for each of their parts out."""
     from jobs.workers import retried

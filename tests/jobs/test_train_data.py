@@ -7,17 +7,22 @@ import json
 import os
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 
 from jobs.command_line import check_config
 from jobs.train_config import TrainConfig
-from jobs.train_data import batch_plan, prepare_sets
+from jobs.train_data import MissingSet, batch_plan, prepare_sets, prepare_units
+from operators.corpus.listing import list_source
+from operators.corpus.units import plan_units
 from operators.errors import InputError
+from operators.guard import PATIENCE, AttemptLedger
 from operators.storage import iter_files, locate, write_whole
 from operators.storage.cache import Cache
 from tests.s3_servers import S3Server
@@ -150,6 +155,25 @@ def test_sets_on_s3_are_those_of_local_files(name: str, tmp_path: Path, request:
     assert len(fetched) == sum(url.endswith(".arrow") and "/train-" in url for url in stored)
 
 
+def test_a_misspelt_key_of_a_set_is_named_with_those_that_there_are() -> None:
+    sets = [{"name": "a", "path": "x.jsonl", "kind": "pairs", "columns": {"quary": "q"}}]
+    with pytest.raises(InputError, match=r"sets.0.columns.quary: unknown key.*expected one of: query, positive"):
+        check_config(TrainConfig, {"sets": sets, "output": {"path": "run"}}, [])
+
+
+def test_a_file_that_kills_whoever_reads_it_stops_the_run(tmp_path: Path) -> None:
+    write_sources(tmp_path / "in")
+    config = config_of(str(tmp_path / "in"), str(tmp_path / "run"))
+    ledger, chosen = AttemptLedger(), config.sets[1]
+    folder, files = locate(str(tmp_path / "sets")), tuple(list_source(chosen.source()))
+    (unit,) = plan_units(files, chosen.source(), (), 0, {})
+    for _ in range(PATIENCE + 1):  # attempts that never ended
+        ledger.begin(f"{folder.name}:{unit.digest}", 1)
+    block = pa.table({"set": [0], "place": [0], "unit": [json.dumps(asdict(unit))]})
+    with pytest.raises(InputError, match=r"look at .*triples.jsonl: 3 processes died while they read it"):
+        list(prepare_units(block, [MissingSet(chosen, folder, files)], [pa.schema([])], 0, ledger))
+
+
 @pytest.mark.slow
 def test_workers_that_die_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -163,7 +187,7 @@ def test_workers_that_die_are_replaced(tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not killed and time.monotonic() < deadline:
             for process in psutil.Process().children(recursive=True):
-                if any("_prepare_rows" in part for part in process.cmdline()[:1]):
+                if any("prepare_units" in part for part in process.cmdline()[:1]):
                     process.kill()
                     killed.append(process.pid)
                     break
@@ -171,8 +195,12 @@ def test_workers_that_die_are_replaced(tmp_path: Path) -> None:
 
     killer = threading.Thread(target=kill)
     killer.start()
-    found = everything(config_of(str(tmp_path / "in"), str(tmp_path / "run")))
+    config = config_of(str(tmp_path / "in"), str(tmp_path / "run"))
+    found = everything(config)
     killer.join()
     assert killed
-    again = everything(config_of(str(tmp_path / "in"), str(tmp_path / "other")))
-    assert found == again
+    undisturbed = config_of(str(tmp_path / "in"), str(tmp_path / "other"))
+    assert found == everything(undisturbed)
+    counts = [prepared.manifest.counts for prepared in prepare_sets(config)]
+    assert counts == [prepared.manifest.counts for prepared in prepare_sets(undisturbed)]
+    assert counts[0].read == counts[0].kept == 360_000
