@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from operators.corpus.chunking_config import Chunking
 from operators.embedder.tokenizing import Tokenizer
-from operators.embedder.windows import SPAN_COLUMNS, tokenize_documents
+from operators.embedder.windows import tokenize_documents
 
 
 def late_chunk_columns(
@@ -28,9 +28,8 @@ def late_chunk_columns(
         "text_hash": text_hashes(chunks["text"].to_pylist(), _window_digests(rows, chunks, tokens.window_chars_C2)),
         "num_tokens": pa.array(tokens.num_tokens_C, pa.int32()),
         "truncated": pa.array(tokens.lost_C > 0),
-        "input_ids": tokens.input_ids,
+        **tokens.columns(),
     }
-    columns |= {name: pa.array(tokens.spans_C2[:, i], pa.int32()) for i, name in enumerate(SPAN_COLUMNS)}
     return columns, int(tokens.lost_C.sum())
 
 

@@ -59,9 +59,13 @@ def load_chunk_embedder(
 ) -> Callable[[Windows], Vectors]:
     """The same for late chunking: windows of documents in. Raises InputError for a model that has no late chunks."""
     check_late(spec)
-    from operators.embedder.engine import Embedder  # as above
+    from operators.embedder import selftest
+    from operators.embedder.engine import Embedder
+    from operators.embedder.tokenizing import Tokenizer
 
-    return Embedder(spec, batch_tokens, device, threads).of_chunks
+    embedder = Embedder(spec, batch_tokens, device, threads)
+    selftest.check_chunks(embedder, Tokenizer(spec))
+    return embedder.of_chunks
 
 
 def load_image_reader(

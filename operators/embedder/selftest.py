@@ -25,6 +25,7 @@ from operators.embedder.prepending import TokenPrepending
 from operators.embedder.recipe import Recipe
 from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.windows import Windows, tokenize_documents
 from operators.errors import InputError
 
 if TYPE_CHECKING:
@@ -163,6 +164,20 @@ def check(embedder: Embedder | SparseEmbedder | TwoTowerEmbedder | VisionLanguag
             )
     if max(_cosines(values_ND[:1], values_ND[1:2]).max() for values_ND in kinds if values_ND[:2].any()) > 1 - 1e-7:
         raise InputError(f"{name}: self-test: different texts get the same vector: check pooling and attention")
+
+
+def check_chunks(embedder: Embedder, tokenizer: Tokenizer) -> None:
+    """Raise InputError unless the halves of the known texts, pooled late, have the same vectors alone and together."""
+    halves = [(text, np.array([[0, len(text) // 2], [len(text) // 2, len(text)]])) for text in TEXTS]
+    windows = Windows.of_table(pa.table(tokenize_documents(halves, tokenizer, overlap=0).columns()))
+    together_CD = embedder.of_chunks(windows).values_ND
+    alone_CD = np.concatenate([embedder.of_chunks(windows.slice(i, 1)).values_ND for i in range(len(windows))])
+    cosine = _cosines(together_CD, alone_CD).min()
+    if not cosine >= MIN_COSINE[embedder.spec.recipe.compute_dtype]:
+        raise InputError(
+            f"{embedder.spec.model} on {embedder.device.type}: self-test: a late chunk embedded together with others "
+            f"and alone gives different vectors (cosine {cosine:.6f})"
+        )
 
 
 @torch.inference_mode()

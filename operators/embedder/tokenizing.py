@@ -13,7 +13,6 @@ Shapes: N rows, T tokens of all rows, K kept tokens of the texts alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +23,14 @@ from numpy.typing import NDArray
 
 from operators.embedder import layouts, readings
 from operators.embedder.backend import load_backend, special_ids
+from operators.embedder.documents import DocumentTokens, document_tokens, offsets_of, pieces
 from operators.embedder.readings import Layout
 from operators.embedder.spec import EmbedderSpec, verified_folder
 from operators.embedder.templates import Template, prepared
-from operators.embedder.truncating import Kept, kept_after, kept_between, word_end
+from operators.embedder.truncating import Kept, kept_after, kept_between
 from operators.errors import InputError
 
 ROWS_PER_CALL = 1024  # bounds the tokenizers library's working memory (65 bytes a token)
-PIECE_CHARS = 1 << 17  # a document is tokenized for chunking in pieces of this size, which bounds memory too
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +41,6 @@ class Tokens:
     num_tokens: pa.Int32Array
     truncated: pa.BooleanArray
     lost_tokens: int  # cut off; exact where whole texts were tokenized, else estimated from the prefix
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentTokens:
-    """All T tokens of a document, however long it is, and what goes around those that the model reads at once."""
-
-    ids_T: NDArray[np.int32]
-    offsets_T2: NDArray[np.int64]  # characters (start, end) of the document; neither ever steps back
-    before: list[int]  # special tokens and prompt
-    after: list[int]
-    room: int  # tokens of the document that the model reads at once, beside those
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +224,7 @@ class Tokenizer:
 
         A long text is tokenized in pieces that begin where a word ended, so a token there may differ from the whole's.
         """
-        pieces = [_offsets(self._encode(piece)) + start for start, piece in _pieces(text)]
-        return np.concatenate(pieces) if pieces else np.empty((0, 2), np.int64)
+        return np.concatenate([offsets_of(self._encode(piece)) + start for start, piece in pieces(text)])
 
     def encode_document(self, text: str) -> DocumentTokens:
         """All tokens of a document, with what the first of the recipe's prompts puts around it.
@@ -246,42 +233,10 @@ class Tokenizer:
         """
         reading = self.readings[0]
         prompt = "" if reading.apart else reading.template.prefix
-        before, ids, offsets = list(reading.before), [np.empty(0, np.int32)], [np.empty((0, 2), np.int64)]
-        for start, piece in _pieces(text):
-            encoding = self._encode(prompt + piece)
-            offsets_T2 = _never_back(_offsets(encoding))
-            # a blank at the prompt's end becomes part of the text's first token
-            of_prompt = int(np.searchsorted(offsets_T2[:, 1], len(prompt.rstrip(" ")), side="right")) if prompt else 0
-            before += encoding.ids[:of_prompt]
-            ids.append(np.array(encoding.ids[of_prompt:], np.int32))
-            offsets.append((offsets_T2[of_prompt:] - len(prompt)).clip(min=0) + start)
-            prompt = ""
-        room = self._recipe.max_tokens - len(before) - len(reading.after)
-        return DocumentTokens(np.concatenate(ids), np.concatenate(offsets), before, reading.after, room)
+        return document_tokens(self._encode, text, prompt, reading.before, reading.after, self._recipe.max_tokens)
 
     def _encode(self, text: str) -> tokenizers.Encoding:
         return self._backend.encode(text, add_special_tokens=False)
-
-
-def _pieces(text: str) -> Iterator[tuple[int, str]]:
-    """A text in pieces of about PIECE_CHARS characters that end where a word does, each with its start."""
-    start = 0
-    while start < len(text):
-        end = start + PIECE_CHARS
-        if end < len(text):
-            end = word_end(text, end)[0] or end
-        yield start, text[start:end]
-        start = end
-
-
-def _offsets(encoding: tokenizers.Encoding) -> NDArray[np.int64]:
-    return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-
-
-def _never_back(offsets_T2: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Offsets of normalised text step back where combining marks were put in order; these cover the same and do not."""
-    starts_T = np.minimum.accumulate(offsets_T2[::-1, 0])[::-1]
-    return np.stack([starts_T, np.maximum.accumulate(offsets_T2[:, 1])], axis=1)
 
 
 def _with_specials(

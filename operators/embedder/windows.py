@@ -30,7 +30,7 @@ from operators.embedder.spec import EmbedderSpec
 from operators.errors import InputError
 
 if TYPE_CHECKING:
-    from operators.embedder.tokenizing import DocumentTokens
+    from operators.embedder.documents import DocumentTokens
 
 SPAN_COLUMNS = ("span_start", "span_end")  # of the rows of late chunks: their tokens within their window
 
@@ -48,12 +48,14 @@ def check_late(spec: EmbedderSpec) -> None:
     refused = (
         "set chunking.late to false, or choose another model: late chunking averages the states of a chunk's tokens"
     )
-    if recipe.kind == "static":
-        raise InputError(f"{refused}, and {spec.model} is static: its tokens know nothing of each other")
+    if recipe.kind != "transformer":
+        raise InputError(f"{refused} in a transformer, and {spec.model} is of kind {recipe.kind}")
     if recipe.kind != "transformer":
         raise InputError(f"{refused}, and {spec.model} is a {recipe.kind}")
     if recipe.pooling != "mean":
         raise InputError(f"{refused}, and {spec.model} has pooling {recipe.pooling}, not mean")
+    if recipe.sparse is not None:
+        raise InputError(f"{refused}, and {spec.model} makes sparse vectors, which are no averages")
     if len(spec.templates) != 1 or spec.templates[0].copies != 1:
         raise InputError(f"{refused}, and the prompt of {spec.model} reads each text more than once")
     if spec.templates[0].suffix:
@@ -119,6 +121,11 @@ class ChunkTokens:
     num_tokens_C: NDArray[np.int64]  # of the chunk itself
     lost_C: NDArray[np.int64]  # tokens beyond a whole window
     window_chars_C2: NDArray[np.int64]  # what of the document its window shows
+
+    def columns(self) -> dict[str, pa.Array]:
+        """What `Windows.of_table` takes."""
+        spans = {name: pa.array(self.spans_C2[:, i], pa.int32()) for i, name in enumerate(SPAN_COLUMNS)}
+        return {"input_ids": self.input_ids, **spans}
 
 
 def tokenize_documents(

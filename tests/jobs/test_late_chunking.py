@@ -92,7 +92,7 @@ def test_models_without_late_chunks_stop_the_job(
     )
     vectors = static_embedders.write_vectors(tmp_path / "glove.txt", "text")
     static = static_embedders.write_recipe(tmp_path, vectors)
-    for model, fault in ((recipe, "pooling cls, not mean"), (static, "is static")):
+    for model, fault in ((recipe, "pooling cls, not mean"), (static, "of kind static")):
         for job in ("plan", "embed"):
             assert run_job(job, write_config(tmp_path, model, chunking=CHUNKING)) == 2
             out, err = capsys.readouterr()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from operators.corpus.chunking_config import Chunking
-from operators.embedder.tokenizing import DocumentTokens
+from operators.embedder.documents import DocumentTokens
 from operators.embedder.vectors import Vectors
 from operators.embedder.windows import Windows, tokens_read
 from operators.fragment import FragmentBatch

@@ -344,7 +344,7 @@ def test_offsets_of_a_document_of_many_pieces(
     tokenizer = Tokenizer(spec_of(folders[family]))
     text = (checkpoints.TEXT + "\n") * 20
     whole_T2 = tokenizer.encode_with_offsets(text)
-    monkeypatch.setattr("operators.embedder.tokenizing.PIECE_CHARS", 1000)
+    monkeypatch.setattr("operators.embedder.documents.PIECE_CHARS", 1000)
     pieces_T2 = tokenizer.encode_with_offsets(text)
     covered = sorted({tuple(span) for span in pieces_T2.tolist()} & {tuple(span) for span in whole_T2.tolist()})
     assert len(covered) > 0.99 * len(whole_T2)

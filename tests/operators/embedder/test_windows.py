@@ -19,10 +19,13 @@ from safetensors.numpy import load_file
 
 from operators.corpus.chunking import chunk_rows
 from operators.corpus.chunking_config import Chunking, check_fits
+from operators.embedder.batching import Batch
+from operators.embedder.choice import load_chunk_embedder
+from operators.embedder.documents import PIECE_CHARS
 from operators.embedder.engine import Embedder
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.embedder.tokenizing import PIECE_CHARS, Tokenizer
+from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.windows import Group, Windows, check_late, group_chunks, token_spans
 from operators.errors import InputError
 from operators.late_chunking import late_chunk_columns
@@ -286,6 +289,7 @@ def test_tokens_of_a_chunk_are_those_that_share_a_character_with_it() -> None:
         ({"prompts": {"document": "say {text} again {text}"}, "join": "apart"}, "more than once"),
         ({"prompts": {"document": ["one: ", "two: "]}}, "more than once"),
         ({"text_style": "sentence"}, "text_style sentence"),
+        ({"sparse": {"head": "mlm"}}, "makes sparse vectors"),
     ],
 )
 def test_models_without_late_chunks_are_refused(tmp_path: Path, recipe: dict[str, Any], fault: str) -> None:
@@ -293,6 +297,19 @@ def test_models_without_late_chunks_are_refused(tmp_path: Path, recipe: dict[str
     check_late(spec_of(tmp_path))
     with pytest.raises(InputError, match="set chunking.late to false.*" + fault):
         check_late(spec_of(tmp_path, **recipe))
+
+
+def test_a_worker_whose_chunks_depend_on_their_batch_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(checkpoints.tiny_bert(tmp_path))
+    _, tokens = chunked(TEXTS, CHUNKING, Tokenizer(spec))
+    windows = Windows.of_table(tokens)
+    loaded = load_chunk_embedder(spec, device="cpu")
+    np.testing.assert_array_equal(loaded(windows).values_ND, Embedder(spec, device="cpu").of_chunks(windows).values_ND)
+    monkeypatch.setattr(Batch, "row_starts", lambda self, side: np.zeros(len(self.lengths_B), np.int64))
+    with pytest.raises(InputError, match="self-test: a late chunk .* different vectors"):
+        load_chunk_embedder(spec, device="cpu")
 
 
 @pytest.mark.parametrize(
