@@ -250,6 +250,7 @@ def test_every_chunk_is_whole_in_one_window_with_its_context(
 ) -> None:
     ends_C = np.cumsum(lengths)
     starts_C = np.maximum(ends_C - lengths - repeated * (np.array(lengths) > repeated), 0)
+    starts_C = np.maximum.accumulate(starts_C)  # no chunk begins before the one before it
     lengths_C = ends_C - starts_C
     spans_C2, num_tokens = np.stack([starts_C, ends_C], axis=1), int(ends_C[-1])
     groups = list(group_chunks(spans_C2, num_tokens, room, overlap))
