@@ -35,7 +35,7 @@ def run(config: Config) -> int:
     for row in found.sort_by("chunk").to_pylist():
         shard = index.snapshot.shards[row["shard"]]
         print(f"\nchunk {row['chunk']}")
-        print(f"  shard     {row['shard'] + 1} of {len(index.snapshot.shards)}: shards/{shard.key}.faiss")
+        print(f"  shard     {row['shard'] + 1} of {len(index.snapshot.shards)}: shards/{shard.key}.*")
         origin = find_origin(dataset, index.snapshot, row["fragment"], row["row"], row["doc_id"], row["chunk"])
         for line in _origin_lines(dataset, identity, origin):
             print(f"  {line}")

@@ -85,6 +85,10 @@ class IndexConfig(BaseModel):
         le=1,
         description="share of the exact neighbours that searches must find, with 95 % confidence; else exit code 3",
     )
+    sparse: bool | None = Field(
+        default=None,
+        description="index sparse vectors for exact search; null = where the embeddings have them",
+    )
     keep: tuple[str, ...] | None = Field(
         default=None, description="kept columns of the embeddings to carry along for filters and results; null = all"
     )

@@ -45,6 +45,8 @@ class IndexLog:
 
     def is_measured(self, previous: IndexSnapshot, name: str) -> bool:
         """Whether recall was measured with these queries, for this k and target."""
+        if not previous.identity.dim:
+            return True  # sparse searches are exact
         recall = previous.recall
         asked = (self._config.recall.k, self._config.recall_target)
         return recall is not None and previous.queries == name and (recall.k, recall.target) == asked

@@ -33,10 +33,10 @@ from jobs.index_workers import (
 from operators.errors import InputError
 from operators.index.building import BuildSetup, ShardPlan, truth_file
 from operators.index.by_list import BUCKETS_PER_SHARD, Scatter, plan_list_shards
-from operators.index.group import Found, cut_after_ties, merge, rank, with_ties
+from operators.index.group import Found, cut_after_ties, merge, merge_sparse, rank, with_ties
 from operators.index.held_out import DRAWN, of_drawn, store_held_out
 from operators.index.open import has_refine_store
-from operators.index.planning import fixed_bytes
+from operators.index.planning import bytes_per_row, fixed_bytes
 from operators.index.sampling import Draw, plan_draws
 from operators.index.snapshot import (
     IndexIdentity,
@@ -46,7 +46,7 @@ from operators.index.snapshot import (
     ShardRecord,
     TrainedRecord,
 )
-from operators.index.spec import IndexSpec, footprint, make_index
+from operators.index.spec import IndexSpec, make_index
 from operators.index.training import num_lists, sample_size
 from operators.index.truth import HeldOut, merge_truth, read_truth
 from operators.index.tuning import Trial, settings_ladder, summary, tune
@@ -103,15 +103,15 @@ def diff_shards(
 
 
 def build_shards(
-    config: IndexConfig, spec: IndexSpec, setup: BuildSetup, trained: TrainedRecord, plans: Sequence[ShardPlan]
+    config: IndexConfig, spec: IndexSpec, setup: BuildSetup, trained: TrainedRecord | None, plans: Sequence[ShardPlan]
 ) -> Iterator[Built]:
     """Build shards in parallel; yields each as soon as it is on storage."""
     metrics = index_metrics()
     compute = config.compute
     shared = ray.put(setup)
     waiting = []
-    each, fixed = builder_bytes(spec, setup)
     for plan in plans:
+        each, fixed = builder_bytes(spec, setup, plan)
         task = ray.remote(
             num_cpus=compute.cpus_per_builder,
             num_gpus=compute.gpus_per_builder or None,
@@ -128,9 +128,14 @@ def build_shards(
 
 
 def build_list_shards(
-    config: IndexConfig, spec: IndexSpec, setup: BuildSetup, trained: TrainedRecord, groups: Sequence[ShardPlan]
+    config: IndexConfig,
+    spec: IndexSpec,
+    setup: BuildSetup,
+    trained: TrainedRecord | None,
+    groups: Sequence[ShardPlan],
 ) -> Iterator[Built]:
     """Build shards by inverted list: scatter all groups, then gather each shard; as many shards as groups."""
+    assert trained is not None, "sparse vectors alone have no lists"
     compute, shared, threads = config.compute, ray.put(setup), config.compute.cpus_per_builder
     lists = num_lists(make_index(spec), spec)
     if not lists:
@@ -148,11 +153,11 @@ def build_list_shards(
             yield built
 
 
-def builder_bytes(spec: IndexSpec, setup: BuildSetup) -> tuple[float, int]:
+def builder_bytes(spec: IndexSpec, setup: BuildSetup, plan: ShardPlan) -> tuple[float, int]:
     """Memory that a builder takes for each vector of its shard, and besides."""
-    each = footprint(make_index(spec), spec)
     queries = len(setup.queries.vectors_QD) if setup.queries else 0
-    return 2 * (each.hot + each.cold), fixed_bytes(spec, 16384, queries)
+    records = [part.record for part in plan.parts]
+    return bytes_per_row(spec, records, bool(setup.sparse_dim)), fixed_bytes(spec, 16384, queries)
 
 
 def measure(config: IndexConfig, setup: BuildSetup, snapshot: IndexSnapshot, live: Sequence[Any]) -> Recall:
@@ -219,6 +224,13 @@ def open_shards(index: Location, snapshot: IndexSnapshot, crew: Crew, cache_dir:
     finally:
         for worker in workers:
             ray.kill(worker)
+
+
+def search_sparse(workers: Sequence[Any], queries: Any, num_queries: int, k: int, filter_text: str | None) -> Found:
+    """Scatter sparse queries (a reference to `SparseVectors`) to all shards and gather their k best."""
+    return merge_sparse(
+        ask(lambda: [w.sparse_candidates.remote(queries, k, filter_text) for w in workers]), k, num_queries
+    )
 
 
 def search_all(

@@ -19,6 +19,8 @@ from operators.store.dataset import Identity, read_identity
 from operators.store.fragments import FragmentRecord
 from operators.store.snapshots import Snapshot, latest_snapshot, read_snapshot, snapshot_numbers
 
+NO_DENSE = "none"  # in place of a faiss factory string
+
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
@@ -50,7 +52,15 @@ class Embeddings:
         keep = pa.schema([self.identity.keep.field(name) for name in identity.keep])
         compute = config.compute
         return BuildSetup(
-            index, self.dataset, self.identity, identity.space, keep, queries, compute.local_dir, compute.cache_dir
+            index,
+            self.dataset,
+            self.identity,
+            identity.space,
+            keep,
+            queries,
+            compute.local_dir,
+            compute.cache_dir,
+            identity.sparse_dim,
         )
 
     def gone_since(self, previous: IndexSnapshot) -> list[FragmentRecord]:
@@ -90,21 +100,25 @@ def identify_index(config: IndexConfig, source: Embeddings, index: Location) -> 
 
     Raises InputError where the output belongs to other vectors or settings, or the spec cannot be.
     """
-    metric = choose_metric(config.metric, source.identity.dtype)
     dim, kept = source.identity.dim, tuple(source.identity.keep.names)
+    sparse_dim = _sparse_dim(config, source)
+    metric = choose_metric(config.metric, source.identity.dtype) if dim else "ip"
     for name in config.keep or ():
         if name not in kept:
             raise InputError(
                 f"keep: the embeddings have no column {name!r}; they have {', '.join(kept) or 'no kept columns'}"
             )
     present = read_index_identity(index)
-    if config.spec != "auto":
+    if not dim:
+        spec = IndexSpec(NO_DENSE, metric, 0, "the embeddings have sparse vectors alone, which are searched exactly")
+    elif config.spec != "auto":
         spec = IndexSpec(config.spec, metric, dim, "as the config says")
     elif present is not None:
         spec = IndexSpec(present.factory, metric, dim, present.why)
     else:
         spec = choose_spec(source.num_vectors, dim, metric, config.recall_target, config.bytes_per_vector)
-    make_index(spec)
+    if dim:
+        make_index(spec)
     wanted = IndexIdentity(
         requested=config.spec,
         factory=spec.factory,
@@ -119,10 +133,30 @@ def identify_index(config: IndexConfig, source: Embeddings, index: Location) -> 
         embeddings=source.dataset.url,
         keep=kept if config.keep is None else config.keep,
         seed=config.train.seed,
+        sparse_dim=sparse_dim,
     )
     if present is not None:
         check_index(index, present, wanted)
     return present or wanted
+
+
+def _sparse_dim(config: IndexConfig, source: Embeddings) -> int:
+    """Ids of the sparse vectors that are to be indexed, 0 for none; InputError where the config cannot be met."""
+    there, dim = source.identity.sparse_dim, source.identity.dim
+    if config.sparse and not there:
+        raise InputError(f"leave out sparse: the embeddings of {source.identity.model} have no sparse vectors")
+    if dim:
+        return 0 if config.sparse is False else there
+    for key, value, default in (
+        ("sparse", config.sparse is not False, True),
+        ("spec", config.spec, "auto"),
+        ("metric", config.metric, "auto"),
+        ("shards.by", config.shards.by, "document"),
+        ("queries", config.queries, None),
+    ):
+        if value != default:
+            raise InputError(f"leave out {key}: the embeddings of {source.identity.model} have sparse vectors alone")
+    return there
 
 
 def queries_name(config: IndexConfig, source: Embeddings) -> str:

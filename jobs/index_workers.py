@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from operators.embedder.sparse.vectors import SparseVectors
 from operators.index.building import BuildSetup, ShardPlan, build_shard, finished_shard
 from operators.index.building import collect_truth as collect_truth_of
 from operators.index.by_list import ListShard, Scatter, gather, scatter
@@ -68,7 +69,7 @@ def train_index(
 
 
 def build(
-    plan: ShardPlan, trained: TrainedRecord, spec: IndexSpec, setup: BuildSetup, threads: int, gpu: bool
+    plan: ShardPlan, trained: TrainedRecord | None, spec: IndexSpec, setup: BuildSetup, threads: int, gpu: bool
 ) -> Built:
     """Build one shard, unless it is on storage already."""
     there = finished_shard(setup.index, plan.key)
@@ -76,8 +77,8 @@ def build(
         return Built(there, 0.0)
     use_threads(threads)
     started = time.perf_counter()
-    opened = open_trained(setup.index, trained, spec, Cache.at(setup.cache_dir))
-    if gpu:
+    opened = open_trained(setup.index, trained, spec, Cache.at(setup.cache_dir)) if trained is not None else None
+    if gpu and opened is not None:
         opened.assign_on_gpu()
     record = build_shard(plan, opened, setup)
     return Built(record, time.perf_counter() - started)
@@ -142,6 +143,10 @@ class ShardWorker:
         started = time.process_time()
         found = self._group.candidates(prepared, k, settings, filter_text)
         return found, time.process_time() - started
+
+    def sparse_candidates(self, queries: SparseVectors, k: int, filter_text: str | None = None) -> Found:
+        """See `ShardGroup.sparse_candidates`."""
+        return self._group.sparse_candidates(queries, k, filter_text)
 
     def rescore(self, queries_QD: Vectors, ids_QC: Any) -> tuple[Any, float]:
         """See `ShardGroup.rescore`; with the CPU seconds that they took."""

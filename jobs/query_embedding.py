@@ -13,9 +13,12 @@ import yaml
 from jobs.config import EmbedConfig
 from jobs.identity import RECIPES, dataset_fingerprint
 from operators.embedder.choice import load_embedder
+from operators.embedder.sparse.vectors import SparseVectors
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.vectors import Vectors as Embedded
 from operators.errors import InputError
+from operators.index.fusion import Mode
 from operators.index.vectors import Vectors, VectorSpace
 from operators.storage import Location, exists, read_bytes
 
@@ -57,8 +60,17 @@ class QueryEmbedder:
 
     def __call__(self, texts: Sequence[str] | pa.Array) -> Vectors:
         """Vectors of texts, as the index takes them."""
+        return as_queries(self._embedded(texts).values_ND, self._space)
+
+    def both(self, texts: Sequence[str], mode: Mode) -> tuple[Vectors | None, SparseVectors | None]:
+        """The dense and the sparse vectors of texts, of which a mode of search may need one alone."""
+        vectors = self._embedded(texts)
+        dense_QD = as_queries(vectors.values_ND, self._space) if mode != "sparse" else None
+        return dense_QD, vectors.sparse if mode != "dense" else None
+
+    def _embedded(self, texts: Sequence[str] | pa.Array) -> Embedded:
         array = texts if isinstance(texts, pa.Array) else pa.array(list(texts), pa.string())
-        return as_queries(self._embedder(self._tokenizer(array).input_ids).values_ND, self._space)
+        return self._embedder(self._tokenizer(array).input_ids)
 
 
 def as_queries(values_QD: Any, space: VectorSpace) -> Vectors:

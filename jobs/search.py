@@ -15,6 +15,7 @@ from cluster.session import connect
 from jobs.origin import origins_of, snippet, text_of
 from jobs.query_embedding import QueryEmbedder, document_config, query_spec
 from jobs.search_config import SearchConfig as Config
+from jobs.search_config import mode_of
 from operators.errors import InputError
 from operators.index import Index, open_index
 from operators.index.open import tuned_settings
@@ -49,9 +50,13 @@ def _search_one(config: Config) -> int:
     )
     if not config.query.strip():
         raise InputError("give a query of at least one word: it is empty")
-    vectors_QD = QueryEmbedder(spec, index.identity.space)([config.query])
+    mode = mode_of(config, index.identity)
+    vectors_QD, sparse = QueryEmbedder(spec, index.identity.space).both([config.query], mode)
     columns = list(dict.fromkeys((*config.columns, "fragment", "row")))
-    found = index.search(vectors_QD, config.k, config.filter, columns, settings_of(config, index.snapshot))
+    settings = settings_of(config, index.snapshot)
+    found = index.search(vectors_QD, config.k, config.filter, columns, settings, sparse, config.fusion)
+    if index.identity.sparse_dim:
+        logger.info("%s search%s", mode, f", {config.fusion.method}" if mode == "hybrid" else "")
     if not found.num_rows:
         print("nothing found" + (f": no document matches {config.filter}" if config.filter else ""))
         return 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from operators.errors import InputError
+from operators.index.fusion import Fusion, Mode
 from operators.index.queries import Queries
+from operators.index.snapshot import IndexIdentity
 
 
 class SearchOutput(BaseModel):
@@ -48,6 +51,11 @@ class SearchConfig(BaseModel):
     queries: Queries | None = Field(default=None, description="many queries: their results go to output.path")
     output: SearchOutput | None = None
     k: int = Field(default=10, ge=1, le=2048, description="results of a query")
+    mode: Literal["auto", "dense", "sparse", "hybrid"] = Field(
+        default="auto",
+        description="by which vectors; auto = by all that the index has and the queries give: hybrid is both, fused",
+    )
+    fusion: Fusion = Field(default_factory=Fusion)
     filter: str | None = Field(
         default=None, description="condition on kept columns, such as: lang == 'en' and year >= 2020"
     )
@@ -70,6 +78,31 @@ class SearchConfig(BaseModel):
         if self.queries is not None and self.output is None:
             raise ValueError("give output.path: the Parquet file for the results of queries")
         return self
+
+
+def mode_of(config: SearchConfig, identity: IndexIdentity) -> Mode:
+    """How to search; raises InputError for a mode that the index or the queries have no vectors for."""
+    ready = config.queries is not None and config.queries.vector is not None
+    has = {"dense": bool(identity.dim), "sparse": bool(identity.sparse_dim) and not ready}
+    has["hybrid"] = all(has.values())
+    if config.mode != "auto":
+        if not has[config.mode]:
+            what = (
+                "queries.vector gives dense vectors alone"
+                if ready
+                else f"{config.index} has only {_sides(has)} vectors"
+            )
+            raise InputError(f"choose another mode than {config.mode}: {what}")
+        return config.mode
+    if has["hybrid"]:
+        return "hybrid"
+    if not any(has.values()):
+        raise InputError(f"give queries as text: {config.index} has sparse vectors alone")
+    return "dense" if has["dense"] else "sparse"
+
+
+def _sides(has: dict[str, bool]) -> str:
+    return " and ".join(side for side in ("dense", "sparse") if has[side])
 
 
 class ExplainConfig(BaseModel):

@@ -24,7 +24,7 @@ from jobs.config import Compute, EmbedConfig
 from jobs.index_pipeline import Crew, open_shards
 from jobs.pipeline import configure_ray_data, embedded_rows
 from jobs.query_embedding import document_config, query_spec
-from jobs.search_config import SearchConfig
+from jobs.search_config import SearchConfig, mode_of
 from jobs.search_workers import SearchSetup, part_file, read_vectors, rejected_file, search_batch
 from jobs.workers import RemoteLedger, Setup, Work
 from operators.corpus.listing import list_source
@@ -98,12 +98,17 @@ def _setup(
         settings = settings_for(settings, selected, snapshot.num_vectors)
     if config.k > snapshot.num_vectors:
         logger.warning("k is %d, the index has %d vectors: each query gets all of them", config.k, snapshot.num_vectors)
+    mode = mode_of(config, snapshot.identity)
+    if snapshot.identity.sparse_dim:
+        logger.info("%s search%s", mode, f", {config.fusion.method}" if mode == "hybrid" else "")
     # Every worker answers every query, and a batch's answers meet in one process.
     batch_rows = min(VECTORS_AT_ONCE, max(4096, _ANSWERS_AT_ONCE // len(workers)))
     facts = {
         "index": index.url,
         "snapshot": snapshot.number,
-        "trained": snapshot.trained.sha256,
+        "trained": snapshot.trained.sha256 if snapshot.trained is not None else None,
+        "mode": mode,
+        "fusion": config.fusion.model_dump() if mode == "hybrid" else None,
         "k": config.k,
         "settings": settings.model_dump(),
         "filter": config.filter,
@@ -121,8 +126,10 @@ def _setup(
         config.filter,
         config.columns,
         snapshot.identity.spec.larger_is_better,
-        has_refine_store(snapshot.identity),
+        bool(snapshot.identity.dim) and has_refine_store(snapshot.identity),
         batch_rows,
+        mode,
+        config.fusion,
     )
 
 

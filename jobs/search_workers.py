@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from jobs.index_pipeline import ask, search_all
+from jobs.index_pipeline import ask, search_all, search_sparse
 from jobs.query_embedding import as_queries
 from jobs.workers import retried
+from operators.embedder.sparse.vectors import SparseVectors
 from operators.fragment import (
     REJECTED_SCHEMA,
     Counts,
@@ -30,6 +31,8 @@ from operators.fragment import (
     from_row,
     to_row,
 )
+from operators.index.fusion import Fusion, Mode, fuse
+from operators.index.group import Found
 from operators.index.open import RESULT_COLUMNS, result_table
 from operators.index.queries import Queries, read_query_vectors
 from operators.index.snapshot import Settings
@@ -51,6 +54,8 @@ class SearchSetup:
     larger_is_better: bool
     has_refine: bool
     batch_rows: int  # ready vectors searched at once
+    mode: Mode
+    fusion: Fusion
 
 
 def part_file(parts: Location, key: str) -> Location:
@@ -90,8 +95,8 @@ def search_batch(block: pa.Table, setup: SearchSetup) -> pa.Table:
     key = batch.fragment.key
     try:
         if not exists(part_file(setup.parts, key)):
-            queries_QD = _vectors(batch, setup.space)
-            results = _search(batch.table["doc_id"].combine_chunks(), queries_QD, setup)
+            found = _find(batch, setup)
+            results = _results(batch.table["doc_id"].combine_chunks(), found, setup)
             if batch.rejected.num_rows:
                 write_whole(rejected_file(setup.parts, key), _parquet(batch.rejected))
             write_whole(part_file(setup.parts, key), _parquet(results))
@@ -123,20 +128,37 @@ def _vectors(batch: FragmentBatch, space: VectorSpace) -> Vectors:
     return as_queries(values, space)
 
 
-def _search(ids: Any, queries_QD: Vectors, setup: SearchSetup) -> pa.Table:
-    ids = ids if isinstance(ids, pa.Array) else pa.concat_arrays(ids.chunks)
-    columns = [*RESULT_COLUMNS, *setup.columns]
-    vectors = ray.put(queries_QD)
+def _find(batch: FragmentBatch, setup: SearchSetup) -> Found:
+    """The best of each query of a batch over all shards, by the vectors that the mode asks for."""
+    k = setup.k if setup.mode != "hybrid" else setup.fusion.candidates(setup.k)
+    found = []
+    if setup.mode != "sparse":
+        found.append(_find_dense(_vectors(batch, setup.space), k, setup))
+    if setup.mode != "dense":
+        queries = ray.put(SparseVectors.from_table(batch.table))
+        found.append(search_sparse(setup.workers, queries, batch.table.num_rows, k, setup.filter))
+    if len(found) == 1:
+        return found[0]
+    return fuse(found[0], found[1], setup.larger_is_better, setup.fusion, setup.k)
+
+
+def _find_dense(queries_QD: Vectors, k: int, setup: SearchSetup) -> Found:
     found, _ = search_all(
         setup.workers,
-        vectors,
+        ray.put(queries_QD),
         len(queries_QD),
-        setup.k,
+        k,
         setup.settings,
         setup.filter,
         setup.larger_is_better,
         setup.has_refine,
     )
+    return found
+
+
+def _results(ids: Any, found: Found, setup: SearchSetup) -> pa.Table:
+    ids = ids if isinstance(ids, pa.Array) else pa.concat_arrays(ids.chunks)
+    columns = [*RESULT_COLUMNS, *setup.columns]
     query, place = np.nonzero(found.ids_QK >= 0)
     wanted = ray.put(found.ids_QK[query, place])
     answers = ask(lambda: [worker.look_up.remote(wanted, columns) for worker in setup.workers])

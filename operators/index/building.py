@@ -1,15 +1,14 @@
 """Build a shard: stream fragments into a copy of the trained index, write it to local disk, put it on storage whole.
 
-Memory: the shard's codes (twice at most, while faiss's lists grow), the trained index, and one block of vectors.
+Sparse vectors go into an inverted file beside it; an index of sparse vectors alone has nothing trained. Memory: the
+shard's codes (twice at most, while faiss's lists grow), its sparse entries while they are sorted
+(operators.index.postings), the trained index, and one block of vectors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,26 +20,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from operators.embedder.sparse.vectors import INDICES, WEIGHTS, SparseVectors
 from operators.errors import InputError
 from operators.index.ids import ID_COLUMNS, IdsWriter, id_table, read_shard_record
 from operators.index.library import faiss
-from operators.index.snapshot import FragmentRows, ShardRecord, shard_file
+from operators.index.postings import PostingsWriter
+from operators.index.scratch import put_whole, scratch_folder, sweep_scratch
+from operators.index.snapshot import SPARSE_FILE, FragmentRows, ShardRecord, SparseFile, shard_file
 from operators.index.spec import ivf_of
 from operators.index.trained import Trained, write_faiss
 from operators.index.truth import HeldOut, TruthCollector, store_truth
 from operators.index.vectors import Vectors, VectorSpace, read_blocks
-from operators.storage import (
-    Location,
-    StorageError,
-    delete,
-    exists,
-    move,
-    open_input,
-    sha256_of,
-    size_of,
-    stored_sha256,
-    upload,
-)
+from operators.storage import Location, exists, open_input, sha256_of, size_of, stored_sha256
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, read_record
 
@@ -96,6 +87,12 @@ class BuildSetup:
     queries: HeldOut | None
     local_dir: str | None = None  # for shards under construction; None = the system's
     cache_dir: str | None = None  # for fetched files; None = the system's
+    sparse_dim: int = 0  # ids of the sparse vectors that are indexed; 0: none are
+
+    @property
+    def sparse_columns(self) -> tuple[str, ...]:
+        """The columns of the embeddings that hold the sparse vectors to be indexed."""
+        return (INDICES, WEIGHTS) if self.sparse_dim else ()
 
 
 def finished_shard(index: Location, key: str) -> ShardRecord | None:
@@ -105,13 +102,16 @@ def finished_shard(index: Location, key: str) -> ShardRecord | None:
         return None
     record = read_shard_record(ids)
     file = shard_file(index, key)
-    if record is None or not exists(file) or size_of(file) != record.bytes:
+    if record is None or (record.bytes and (not exists(file) or size_of(file) != record.bytes)):
+        return None
+    inverted = shard_file(index, key, SPARSE_FILE)
+    if record.sparse is not None and (not exists(inverted) or size_of(inverted) != record.sparse.bytes):
         return None
     return record.model_copy(update={"ids_bytes": size_of(ids), "ids_sha256": stored_sha256(ids)})
 
 
-def build_shard(plan: ShardPlan, trained: Trained, setup: BuildSetup) -> ShardRecord:
-    """Build one shard and put it on storage; returns its record. `trained` is used up.
+def build_shard(plan: ShardPlan, trained: Trained | None, setup: BuildSetup) -> ShardRecord:
+    """Build one shard and put it on storage; returns its record. `trained` (None: no dense vectors) is used up.
 
     Raises InputError for vectors that cannot be indexed, OSError where disk or storage fail; then nothing of the shard
     can be seen.
@@ -127,8 +127,8 @@ def build_shard(plan: ShardPlan, trained: Trained, setup: BuildSetup) -> ShardRe
 
 
 def part_blocks(part: FragmentPart, setup: BuildSetup) -> Iterator[tuple[NDArray[np.int32], pa.Table, Vectors]]:
-    """Row numbers, id columns and vectors of what a shard takes of a fragment."""
-    columns = (*ID_COLUMNS, *setup.keep.names)
+    """Row numbers, id and sparse columns, and vectors of what a shard takes of a fragment."""
+    columns = (*ID_COLUMNS, *setup.sparse_columns, *setup.keep.names)
     for block in read_blocks(setup.dataset, setup.identity, setup.space, part.record, columns):
         rows = np.arange(block.start, block.start + len(block.vectors), dtype=np.int32)
         if part.rows is None:
@@ -174,10 +174,11 @@ def _runs(origin: pa.Table) -> Iterator[tuple[str, NDArray[np.int32]]]:
 class ShardWriter:
     """Takes blocks of vectors, and leaves a shard on storage."""
 
-    def __init__(self, trained: Trained, setup: BuildSetup, folder: Path) -> None:
+    def __init__(self, trained: Trained | None, setup: BuildSetup, folder: Path) -> None:
         self._trained, self._setup, self._folder = trained, setup, folder
         self._ids = IdsWriter(folder / "ids.parquet", setup.keep)
         self._truth = TruthCollector(setup.queries, setup.space.metric) if setup.queries else None
+        self._postings = PostingsWriter(setup.sparse_dim) if setup.sparse_dim else None
         self._rows: dict[str, int] = {}
         self._sample: list[Vectors] = []
 
@@ -185,38 +186,48 @@ class ShardWriter:
         """Add rows of a fragment with their vectors."""
         self._rows[fragment] = self._rows.get(fragment, 0) + len(rows)
         if len(rows):
-            self.add_table(id_table(fragment, rows, table, self._setup.keep), vectors)
+            sparse = SparseVectors.from_table(table) if self._postings is not None else None
+            self.add_table(
+                id_table(fragment, rows, table, self._setup.keep), vectors, sparse, f"data/{fragment}.parquet"
+            )
 
-    def add_table(self, ids: pa.Table, vectors: Vectors) -> None:
+    def add_table(self, ids: pa.Table, vectors: Vectors, sparse: SparseVectors | None = None, where: str = "") -> None:
         """Add vectors with their rows of the id map, and compare the held-out queries with them."""
-        first = int(self._trained.index.ntotal)
-        self._trained.index.add(vectors)
+        first = self._ids.rows
         self._ids.add_table(ids)
+        if self._postings is not None:
+            assert sparse is not None, "an index with sparse vectors gets them with every block"
+            self._postings.add(sparse, where)
+        if self._trained is None:
+            return
+        self._trained.index.add(vectors)
         self._sample.append(vectors[::_DISTANCE_EVERY].copy())
         if self._truth is not None:
             self._truth.add(vectors, ids, first)
 
     def finish(self, plan: ShardPlan, started: float, lists: tuple[int, int] | None = None) -> ShardRecord:
         """Write the files and put them on storage, the id map last: with it the shard exists."""
-        setup, index = self._setup, self._trained.index
-        assert index.ntotal == self._ids.rows, f"{index.ntotal} vectors, {self._ids.rows} ids"
-        _check_lists(index, self._trained)
-        local = self._folder / "shard.faiss"
-        self._write_without_centroids(local)
+        setup, local, inverted = self._setup, self._folder / "shard.faiss", self._folder / SPARSE_FILE
+        if self._trained is not None:
+            self._write_codes(self._trained, local)
         record = ShardRecord(
             key=plan.key,
             rows=self._ids.rows,
-            bytes=local.stat().st_size,
-            sha256=sha256_of(local),
-            trained_sha256=self._trained.sha256,
+            bytes=local.stat().st_size if local.exists() else 0,
+            sha256=sha256_of(local) if local.exists() else "",
+            trained_sha256=self._trained.sha256 if self._trained is not None else "",
+            sparse=self._write_postings(inverted),
             fragments=tuple(FragmentRows(key=key, rows=rows) for key, rows in self._rows.items()),
             lists=lists,
-            distance=self._trained.mean_distance(np.concatenate(self._sample)) if self._sample else None,
+            distance=self._mean_distance(),
             is_patch=any(part.rows is not None for part in plan.parts),
             cpu_seconds=round(time.process_time() - started, 3),
         )
         self._ids.close(record)
-        put_whole(local, shard_file(setup.index, plan.key), record.sha256)
+        if record.bytes:
+            put_whole(local, shard_file(setup.index, plan.key), record.sha256)
+        if record.sparse is not None:
+            put_whole(inverted, shard_file(setup.index, plan.key, SPARSE_FILE), record.sparse.sha256)
         if self._truth is not None and setup.queries is not None:
             store_truth(truth_file(setup.index, plan.key, setup.queries), self._truth.finish())
         ids = self._folder / "ids.parquet"
@@ -224,11 +235,26 @@ class ShardWriter:
         put_whole(ids, shard_file(setup.index, plan.key, "ids.parquet"), complete.ids_sha256)
         return complete
 
-    def _write_without_centroids(self, file: Path) -> None:
-        self._trained.assign_on_cpu()
-        ivf = None if self._trained.spec.is_binary else ivf_of(self._trained.index)
+    def _mean_distance(self) -> float | None:
+        if self._trained is None or not self._sample:
+            return None
+        return self._trained.mean_distance(np.concatenate(self._sample))
+
+    def _write_postings(self, file: Path) -> SparseFile | None:
+        if self._postings is None:
+            return None
+        entries = self._postings.entries
+        self._postings.write(file)
+        return SparseFile(bytes=file.stat().st_size, sha256=sha256_of(file), entries=entries)
+
+    def _write_codes(self, trained: Trained, file: Path) -> None:
+        """Write the faiss index, without its centroids where it can be read without them."""
+        assert trained.index.ntotal == self._ids.rows, f"{trained.index.ntotal} vectors, {self._ids.rows} ids"
+        _check_lists(trained.index, trained)
+        trained.assign_on_cpu()
+        ivf = None if trained.spec.is_binary else ivf_of(trained.index)
         if ivf is None or _needs_centroids(ivf):
-            write_faiss(self._trained.index, self._trained.spec, file)
+            write_faiss(trained.index, trained.spec, file)
             return
         centroids, none = (
             ivf.quantizer,
@@ -237,7 +263,7 @@ class ShardWriter:
         ivf.own_fields = False
         ivf.quantizer = none
         try:
-            write_faiss(self._trained.index, self._trained.spec, file)
+            write_faiss(trained.index, trained.spec, file)
         finally:
             ivf.quantizer = centroids
 
@@ -256,34 +282,6 @@ def _check_lists(index: Any, trained: Trained) -> None:
         assert held == core.ntotal, f"the lists hold {held} of {core.ntotal} vectors"
 
 
-def put_whole(local: Path, location: Location, sha256: str) -> None:
-    """Put a local file into place and read it back; what does not read back as it was is removed."""
-    if move(local, location):
-        return  # the very file that was hashed
-    upload(local, location)
-    if stored_sha256(location) != sha256:
-        delete(location)
-        raise StorageError(5, f"run again: {location} did not read back as it was written; it was removed")
-
-
 def truth_file(index: Location, key: str, queries: HeldOut) -> Location:
     """Where a shard's exact neighbours of these queries lie."""
     return index / "recall" / f"{key}.{queries.digest}.parquet"
-
-
-_SCRATCH = "embedfleet-shard-"
-
-
-def scratch_folder(local_dir: str | None) -> tempfile.TemporaryDirectory[str]:
-    """A folder on this machine's disk that carries its process's number, so that the next one can clear up after it."""
-    if local_dir:
-        os.makedirs(local_dir, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=local_dir)
-
-
-def sweep_scratch(local_dir: str | None) -> None:
-    """Remove the folders of builders that were killed; gigabytes that nobody else would remove."""
-    for folder in Path(local_dir or tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-        pid = folder.name.removeprefix(_SCRATCH).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
-            shutil.rmtree(folder, ignore_errors=True)

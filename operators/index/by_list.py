@@ -22,8 +22,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.index.building import BuildSetup, ShardPlan, ShardWriter, part_blocks, scratch_folder, sweep_scratch
+from operators.embedder.sparse.vectors import FIELDS, SparseVectors
+from operators.index.building import BuildSetup, ShardPlan, ShardWriter, part_blocks
 from operators.index.ids import id_table, ids_schema
+from operators.index.scratch import scratch_folder, sweep_scratch
 from operators.index.snapshot import ShardRecord
 from operators.index.trained import Trained
 from operators.storage import Location, delete, exists, iter_files, open_input, read_bytes, upload, write_whole
@@ -78,6 +80,8 @@ def scatter(plan: Scatter, trained: Trained, setup: BuildSetup) -> list[int]:
                 ids = id_table(part.record.key, rows, table, setup.keep)
                 values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
                 whole = ids.append_column(_VECTOR, values)
+                for name in setup.sparse_columns:
+                    whole = whole.append_column(name, table[name])
                 buckets = np.searchsorted(edges, lists, side="right") - 1
                 for bucket in np.unique(buckets):
                     mine = whole.filter(pa.array(buckets == bucket))
@@ -121,7 +125,9 @@ def gather(plan: ListShard, trained: Trained, setup: BuildSetup) -> ShardRecord:
                 for table in _read_bucket(_bucket_file(setup.index, group, bucket)):
                     column = table[_VECTOR].combine_chunks()
                     vectors = column.flatten().to_numpy().reshape(len(column), -1)
-                    writer.add_table(table.drop_columns([_VECTOR]), vectors)
+                    sparse = SparseVectors.from_table(table) if setup.sparse_dim else None
+                    ids = table.drop_columns([_VECTOR, *setup.sparse_columns])
+                    writer.add_table(ids, vectors, sparse, f"the fragments of group {group}")
         return writer.finish(ShardPlan(plan.key, ()), started, plan.lists)
 
 
@@ -151,7 +157,8 @@ def _schema(setup: BuildSetup) -> pa.Schema:
     ids = ids_schema(setup.keep)
     plain = [pa.field(f.name, pa.string()) if f.name == "fragment" else f for f in ids]
     element = pa.uint8() if setup.space.dtype == "binary" else pa.float32()
-    return pa.schema([*plain, pa.field(_VECTOR, pa.list_(element, setup.space.width))])
+    sparse = FIELDS if setup.sparse_dim else ()
+    return pa.schema([*plain, pa.field(_VECTOR, pa.list_(element, setup.space.width)), *sparse])
 
 
 def _bucket_file(index: Location, group: str, bucket: int) -> Location:

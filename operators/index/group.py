@@ -19,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from operators.embedder.sparse.vectors import SparseVectors
 from operators.errors import InputError
 from operators.index.filters import parse_filter
 from operators.index.ids import IdMap
 from operators.index.library import faiss, use_threads
+from operators.index.postings import Postings, best_of_all
 from operators.index.shard import Mask, Shard
-from operators.index.snapshot import IndexSnapshot, Settings, ShardRecord, shard_file
+from operators.index.snapshot import SPARSE_FILE, IndexSnapshot, Settings, ShardRecord, shard_file
 from operators.index.trained import Prepared, open_trained
 from operators.index.vectors import Vectors
 from operators.storage import Location, read_bytes
@@ -54,23 +56,35 @@ class ShardGroup:
     ) -> None:
         if threads is not None:
             use_threads(threads)
-        self._spec = snapshot.identity.spec
-        self._cache = Cache.at(cache)
-        self._trained = open_trained(index, snapshot.trained, self._spec, self._cache)
-        self._shards = {n: _open_shard(index, snapshot.shards[n], self._trained, self._cache) for n in numbers}
-        self._live = {n: live_mask(index, snapshot.shards[n]) for n in numbers}
+        self._identity = snapshot.identity
+        cache_files = Cache.at(cache)
+        self._records = {n: snapshot.shards[n] for n in numbers}
+        self._ids = {n: _open_ids(index, record, cache_files) for n, record in self._records.items()}
+        self._live = {n: live_mask(index, record) for n, record in self._records.items()}
+        self._shards: dict[int, Shard] = {}
+        self._postings: dict[int, Postings] = {}
+        if snapshot.trained is not None:
+            self._trained = open_trained(index, snapshot.trained, self._identity.spec, cache_files)
+            for n, record in self._records.items():
+                file = cache_files.fetch(shard_file(index, record.key), record.sha256, record.bytes)
+                self._shards[n] = Shard(self._trained, record, file)
+        for n, record in self._records.items():
+            if record.sparse is not None:
+                location = shard_file(index, record.key, SPARSE_FILE)
+                file = cache_files.fetch(location, record.sparse.sha256, record.sparse.bytes)
+                self._postings[n] = Postings(file, record.rows)
         self._masks: dict[str, dict[int, Mask]] = {}
 
     @property
     def columns(self) -> list[str]:
         """The columns of the id maps."""
-        return next((list(shard.ids.schema.names) for shard in self._shards.values()), [])
+        return next((list(ids.schema.names) for ids in self._ids.values()), [])
 
     def select(self, filter_text: str | None) -> int:
         """Vectors that are not deleted and match a filter; raises InputError for a filter that cannot be."""
         return sum(
-            shard.record.rows if mask is None else int(mask.sum())
-            for shard, mask in ((self._shards[n], self._mask(n, filter_text)) for n in self._shards)
+            record.rows if mask is None else int(mask.sum())
+            for record, mask in ((record, self._mask(n, filter_text)) for n, record in self._records.items())
         )
 
     def prepare(self, queries_QD: Vectors, settings: Settings) -> Prepared:
@@ -83,7 +97,15 @@ class ShardGroup:
         for number, shard in self._shards.items():
             scores_QK, ordinals_QK = shard.candidates(prepared, k, settings, self._mask(number, filter_text))
             parts.append(Found(scores_QK, _with_shard(number, ordinals_QK)))
-        return merge(parts, k, self._spec.larger_is_better, len(prepared.core_QD))
+        return merge(parts, k, self._identity.spec.larger_is_better, len(prepared.core_QD))
+
+    def sparse_candidates(self, queries: SparseVectors, k: int, filter_text: str | None = None) -> Found:
+        """The k vectors of this group with the largest inner product with each query, exactly."""
+        parts = []
+        for number, postings in self._postings.items():
+            scores_QK, ordinals_QK = postings.search(queries, k, self._mask(number, filter_text))
+            parts.append(Found(scores_QK, _with_shard(number, ordinals_QK)))
+        return merge_sparse(parts, k, len(queries))
 
     def scanned(self, prepared: Prepared, settings: Settings) -> float:
         """Vectors that a query is compared with, in the mean; for graphs the candidates that are kept."""
@@ -105,18 +127,18 @@ class ShardGroup:
         """Rows of the id maps for those ids that belong to this group, with their places in `ids`."""
         numbers = ids >> SHARD_BITS
         places, tables = [], []
-        for number, shard in self._shards.items():
+        for number, map_of_ids in self._ids.items():
             at = np.flatnonzero((numbers == number) & (ids >= 0))
             places.append(at)
-            tables.append(_plain(shard.ids.take(_ordinals(ids[at]), columns)))
+            tables.append(_plain(map_of_ids.take(_ordinals(ids[at]), columns)))
         return np.concatenate(places), pa.concat_tables(tables)
 
     def find(self, doc_id: str) -> list[tuple[int, int]]:
         """(shard number, ordinal) of the live vectors of a document."""
         found = []
-        for number, shard in self._shards.items():
+        for number, map_of_ids in self._ids.items():
             live = self._live[number]
-            found += [(number, int(row)) for row in shard.ids.find(doc_id) if live is None or live[row]]
+            found += [(number, int(row)) for row in map_of_ids.find(doc_id) if live is None or live[row]]
         return found
 
     def _mask(self, number: int, filter_text: str | None) -> Mask | None:
@@ -127,17 +149,18 @@ class ShardGroup:
             self._masks = {filter_text: {}}  # one filter at a time: masks are a byte a vector
         masks = self._masks[filter_text]
         if number not in masks:
-            ids = self._shards[number].ids
+            ids = self._ids[number]
             matches = ids.mask(parse_filter(filter_text, ids.schema))
             masks[number] = matches if live is None else matches & live
         return masks[number]
 
 
-def _open_shard(index: Location, record: ShardRecord, trained: object, cache: Cache) -> Shard:
-    file = cache.fetch(shard_file(index, record.key), record.sha256, record.bytes)
+def _open_ids(index: Location, record: ShardRecord, cache: Cache) -> IdMap:
     location = shard_file(index, record.key, "ids.parquet")
-    ids = cache.fetch(location, record.ids_sha256, record.ids_bytes)
-    return Shard(trained, record, file, IdMap(ids, cache.scratch, record.ids_sha256))  # type: ignore[arg-type]
+    ids = IdMap(cache.fetch(location, record.ids_sha256, record.ids_bytes), cache.scratch, record.ids_sha256)
+    if ids.rows != record.rows:
+        raise InputError(f"build the index again: shard {record.key} has {ids.rows} ids, its record says {record.rows}")
+    return ids
 
 
 def live_mask(index: Location, record: ShardRecord) -> Mask | None:
@@ -173,6 +196,12 @@ def merge(parts: Sequence[Found], k: int, largest: bool, num_queries: int) -> Fo
     scores = np.stack([part.scores_QK for part in parts])
     ids = np.stack([part.ids_QK for part in parts])
     return Found(*faiss.merge_knn_results(scores, ids, keep_max=largest))
+
+
+def merge_sparse(parts: Sequence[Found], k: int, num_queries: int) -> Found:
+    """The k best of several answers of sparse search, equal ones by id."""
+    nothing = Found(np.full((num_queries, k), -np.inf, np.float32), np.full((num_queries, k), -1, np.int64))
+    return Found(*best_of_all([(part.scores_QK, part.ids_QK) for part in (*parts, nothing)], k))
 
 
 def with_ties(wanted: int) -> int:

@@ -3,6 +3,7 @@
 from operators.index import open_index
 index = open_index("s3://bucket/index")
 index.search(vectors, k=10)            # a table: query, rank, doc_id, chunk, score
+index.search(vectors, sparse=matrix)   # hybrid, where the index has sparse vectors too
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import scipy.sparse
 
+from operators.embedder.sparse.vectors import SparseVectors
 from operators.errors import InputError
+from operators.index.fusion import Fusion, fuse
 from operators.index.group import Found, ShardGroup, cut_after_ties, rank, settings_for, with_ties
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, Settings, read_index
 from operators.index.spec import make_index, take_apart
@@ -21,6 +25,7 @@ from operators.index.vectors import Vectors
 from operators.storage import Location, locate
 
 RESULT_COLUMNS = ("doc_id", "chunk")
+RRF = Fusion()
 
 
 class Index:
@@ -31,7 +36,7 @@ class Index:
     ) -> None:
         self.location, self.snapshot = location, snapshot
         self._group = ShardGroup(location, snapshot, range(len(snapshot.shards)), cache, threads)
-        self._has_refine = has_refine_store(snapshot.identity)
+        self._has_refine = bool(snapshot.identity.dim) and has_refine_store(snapshot.identity)
 
     @property
     def identity(self) -> IndexIdentity:
@@ -55,25 +60,68 @@ class Index:
 
     def search(
         self,
-        vectors: Any,
+        vectors: Any = None,
         k: int = 10,
         filter: str | None = None,
         columns: Sequence[str] = (),
         settings: Settings | None = None,
+        sparse: Any = None,
+        fusion: Fusion | None = None,
     ) -> pa.Table:
         """The k nearest documents of each vector ([Q, D], or [D] for one), best first.
 
+        `sparse` are sparse vectors of the same queries (`SparseVectors`, or a scipy matrix [Q, ids]): given alone, the
+        search is sparse, given with `vectors`, it is hybrid, both rankings fused as `fusion` says.
+
         Returns query (0-based), rank (from 1), doc_id, chunk, score and `columns`; a query has fewer than k rows where
         so few vectors match. Scores are cosines, inner products, squared distances or Hamming distances, by the
-        index's metric. Raises InputError for vectors of another size, or not finite.
+        index's metric; inner products for sparse vectors; and what the fusion makes of both. Raises InputError for
+        vectors of another size, or not finite.
         """
-        queries_QD = self.identity.space.prepared(np.atleast_2d(np.asarray(vectors)), "the queries")
         check_columns(columns, self.columns)
-        found = self.find(queries_QD, k, settings or self.settings, filter)
+        queries_QD = None
+        if vectors is not None:
+            self._check_has(("dense", self.identity.dim))
+            queries_QD = self.identity.space.prepared(np.atleast_2d(np.asarray(vectors)), "the queries")
+        asked = None
+        if sparse is not None:
+            self._check_has(("sparse", self.identity.sparse_dim))
+            asked = sparse_queries(sparse, self.identity.sparse_dim)
+        found = self.find_any(queries_QD, asked, k, settings or self.settings, filter, fusion or RRF)
         query, place = np.nonzero(found.ids_QK >= 0)
         places, table = self._group.look_up(found.ids_QK[query, place], [*RESULT_COLUMNS, *columns])
         table = table.take(pa.array(np.argsort(places)))
         return result_table(pa.array(query), "query", place, found.scores_QK[query, place], table)
+
+    def find_any(
+        self,
+        queries_QD: Vectors | None,
+        sparse: SparseVectors | None,
+        k: int,
+        settings: Settings,
+        filter: str | None = None,
+        fusion: Fusion = RRF,
+    ) -> Found:
+        """Scores and ids of the k best by what is given of the queries: dense, sparse, or both fused."""
+        if queries_QD is None and sparse is None:
+            raise InputError("give vectors, sparse vectors, or both, to search with")
+        if sparse is None:
+            assert queries_QD is not None, "one of them is there"
+            return self.find(queries_QD, k, settings, filter)
+        if k < 1:
+            raise InputError(f"ask for at least one result: k is {k}")
+        if queries_QD is None:
+            return self._group.sparse_candidates(sparse, k, filter)
+        if len(queries_QD) != len(sparse):
+            raise InputError(f"give the same queries twice: {len(queries_QD)} are dense, {len(sparse)} sparse")
+        depth = fusion.candidates(k)
+        dense = self.find(queries_QD, depth, settings, filter)
+        lexical = self._group.sparse_candidates(sparse, depth, filter)
+        return fuse(dense, lexical, self.identity.spec.larger_is_better, fusion, k)
+
+    def _check_has(self, side: tuple[str, int]) -> None:
+        if not side[1]:
+            raise InputError(f"search otherwise, or index again: {self.location.url} has no {side[0]} vectors")
 
     def find(self, queries_QD: Vectors, k: int, settings: Settings, filter: str | None = None) -> Found:
         """Scores and ids of the k nearest; `queries_QD` as `VectorSpace.prepared` returns them."""
@@ -123,6 +171,24 @@ def tuned_settings(snapshot: IndexSnapshot) -> Settings:
 def has_refine_store(identity: IndexIdentity) -> bool:
     """Whether candidates are ranked by a finer store."""
     return not identity.spec.is_binary and take_apart(make_index(identity.spec)).refine is not None
+
+
+def sparse_queries(given: Any, num_ids: int) -> SparseVectors:
+    """Sparse queries in the form that is searched; raises InputError where they are not sound."""
+    if isinstance(given, SparseVectors):
+        queries = given
+    else:
+        matrix = scipy.sparse.csr_array(given)
+        if matrix.shape[1] != num_ids:
+            raise InputError(f"give sparse queries over {num_ids} ids: they have {matrix.shape[1]}")
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        lengths_Q = np.diff(matrix.indptr).astype(np.int64)
+        queries = SparseVectors(lengths_Q, matrix.indices.astype(np.int32), matrix.data.astype(np.float32))
+    faults = queries.faults(num_ids)
+    if faults:
+        raise InputError(f"mend the sparse queries: {faults[0]}")
+    return queries
 
 
 def check_columns(columns: Sequence[str], there: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from operators.errors import InputError
 from operators.index.building import FragmentPart
 from operators.index.library import faiss
+from operators.index.postings import ENTRY_BUILD_BYTES
 from operators.index.spec import IndexSpec, footprint, make_index, take_apart
 from operators.index.training import num_lists
 from operators.store.fragments import FragmentRecord
@@ -46,6 +47,8 @@ class Sharding(BaseModel):
 
 def fixed_bytes(spec: IndexSpec, block_rows: int, queries: int) -> int:
     """What a builder takes before it holds a code: the process, the trained index, a block of vectors, the queries."""
+    if not spec.dim:
+        return _PROCESS_BYTES
     index = make_index(spec)
     lists = num_lists(index, spec)
     centroids = lists * spec.dim * 4
@@ -63,10 +66,24 @@ def _padding_per_list(index: Any, spec: IndexSpec) -> float:
     return 16.0 * core.code_size if isinstance(core, (faiss.IndexIVFFastScan,)) else 0.0
 
 
-def shard_rows(sharding: Sharding, spec: IndexSpec, records: Sequence[FragmentRecord], queries: int) -> int:
+def bytes_per_row(spec: IndexSpec, records: Sequence[FragmentRecord], is_sparse: bool) -> float:
+    """Memory that a builder takes for each vector of its shard."""
+    each = 0.0
+    if spec.dim:
+        per_vector = footprint(make_index(spec), spec)
+        each = _GROWTH * (per_vector.hot + per_vector.cold)
+    if is_sparse:
+        # an entry takes 6 bytes of a data file, so that there are no more of them than this
+        entries = sum(record.bytes for record in records) / 6 / max(1, sum(record.chunks for record in records))
+        each += ENTRY_BUILD_BYTES * entries
+    return each
+
+
+def shard_rows(
+    sharding: Sharding, spec: IndexSpec, records: Sequence[FragmentRecord], queries: int, is_sparse: bool = False
+) -> int:
     """Vectors of a shard. Raises InputError where a shard of that size, or of one fragment, does not fit the memory."""
-    per_vector = footprint(make_index(spec), spec)
-    each = _GROWTH * (per_vector.hot + per_vector.cold)
+    each = bytes_per_row(spec, records, is_sparse)
     largest = max((record.chunks for record in records), default=0)
     free = sharding.memory_bytes - fixed_bytes(spec, min(16384, max(largest, 1)), queries)
     fitting = int(free / each)

@@ -1,4 +1,4 @@
-"""One shard, opened for search.
+"""The dense vectors of a shard, opened for search.
 
 Shapes: Q queries of D components, K results, C candidates.
 """
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.errors import InputError
-from operators.index.ids import IdMap
 from operators.index.library import faiss
 from operators.index.list_order import search_by_list, suits
 from operators.index.snapshot import Settings, ShardRecord
@@ -25,21 +24,21 @@ _DECODED_AT_ONCE = 1 << 11  # vectors of the refine store; as floats they should
 
 
 class Shard:
-    """A shard's codes, mapped from `file`, and its id map."""
+    """A shard's codes, mapped from `file`."""
 
-    def __init__(self, trained: Trained, record: ShardRecord, file: Path, ids: IdMap) -> None:
+    def __init__(self, trained: Trained, record: ShardRecord, file: Path) -> None:
         check_same_training(trained.sha256, record.trained_sha256, f"shard {record.key}")
-        self.record, self.ids = record, ids
+        self.record = record
         self._trained, self._spec, self._file = trained, trained.spec, file
         self._index = read_faiss(file, trained.spec, mmap=True)
         self.parts = Parts((), self._index, None, self._index) if trained.spec.is_binary else take_apart(self._index)
         self._quantizer: Any = None
         if self.parts.is_ivf:
             self._attach_centroids()
-        if self._index.ntotal != record.rows or ids.rows != record.rows:
+        if self._index.ntotal != record.rows:
             raise InputError(
-                f"build the index again: shard {record.key} has {self._index.ntotal} vectors and {ids.rows} ids, "
-                f"its record says {record.rows}"
+                f"build the index again: shard {record.key} has {self._index.ntotal} vectors, its record says "
+                f"{record.rows}"
             )
         self._without: tuple[bytes, Any, NDArray[np.int64] | None] | None = None
 

@@ -3,6 +3,7 @@
 IDX/index.json               what the index is: spec, metric, which model's vectors; created once
 IDX/trained.faiss            the trained, empty index that all shards share (trained-2.faiss after a retraining)
 IDX/shards/<key>.faiss       the codes of a shard; row i of its id map is vector i
+IDX/shards/<key>.sparse.arrow   its sparse vectors, an inverted file (operators.index.postings)
 IDX/shards/<key>.ids.parquet its id map: doc_id, chunk, where they come from, kept columns; written last
 IDX/shards/<key>.dead-*.parquet  rows of a shard that are deleted
 IDX/recall/                  held-out queries, and their exact neighbours in each shard
@@ -22,6 +23,19 @@ from operators.index.vectors import VectorSpace
 from operators.storage import Location, create_exclusive, exists, list_folder, read_bytes
 
 LAYOUT_VERSION = 1
+SPARSE_FILE = "sparse.arrow"
+_MUST_AGREE = (
+    "fingerprint",
+    "embeddings",
+    "metric",
+    "dim",
+    "sparse_dim",
+    "dtype",
+    "requested",
+    "sharding",
+    "keep",
+    "seed",
+)
 
 
 class Record(BaseModel):
@@ -38,7 +52,7 @@ class IndexIdentity(Record):
     why: str
     metric: Metric
     sharding: Literal["document", "list"]
-    dim: int
+    dim: int  # 0: sparse vectors alone, and nothing is trained
     dtype: str
     scale: float | None
     fingerprint: str  # of the embeddings
@@ -46,6 +60,7 @@ class IndexIdentity(Record):
     embeddings: str  # URL of the embeddings dataset
     keep: tuple[str, ...]  # columns beside the ids, for filters and results
     seed: int
+    sparse_dim: int = 0  # ids that a sparse vector can have; 0: the index has none
     layout: int = LAYOUT_VERSION
 
     @property
@@ -74,22 +89,36 @@ class Deletions(Record):
     sha256: str
 
 
+class SparseFile(Record):
+    """The inverted file of a shard's sparse vectors."""
+
+    bytes: int
+    sha256: str
+    entries: int
+
+
 class ShardRecord(Record):
-    """One shard: a faiss file and its id map."""
+    """One shard: a faiss file, an inverted file, or both, and its id map."""
 
     key: str
     rows: int
-    bytes: int
-    sha256: str  # of the faiss file
+    bytes: int  # of the faiss file; 0 where the index has sparse vectors alone
+    sha256: str
     ids_bytes: int = 0  # of the id map; these two are not known yet in the record that the id map itself carries
     ids_sha256: str = ""
     trained_sha256: str
+    sparse: SparseFile | None = None
     fragments: tuple[FragmentRows, ...]  # in the order of the ordinals; empty for shards by inverted list
     lists: tuple[int, int] | None = None  # first inverted list and the one after the last, for shards by list
     distance: float | None = None  # mean distance of its vectors to their centroid (drift)
     cpu_seconds: float = 0.0  # that building took
     deletions: Deletions | None = None
     is_patch: bool = False  # it holds some rows of its fragments, not all
+
+    @property
+    def all_bytes(self) -> int:
+        """Of the faiss and the inverted file."""
+        return self.bytes + (self.sparse.bytes if self.sparse is not None else 0)
 
     @property
     def live_rows(self) -> int:
@@ -147,7 +176,7 @@ class IndexSnapshot(Record):
     number: int
     created: str
     identity: IndexIdentity
-    trained: TrainedRecord
+    trained: TrainedRecord | None  # None: sparse vectors alone
     embeddings_snapshot: int
     fragments: tuple[str, ...]  # of the embeddings snapshot, all of which the shards hold together
     shards: tuple[ShardRecord, ...]
@@ -190,7 +219,7 @@ def claim_index(index: Location, wanted: IndexIdentity) -> IndexIdentity:
 
 def check_index(index: Location, present: IndexIdentity, wanted: IndexIdentity) -> None:
     """Raise InputError where an index was made for other vectors or otherwise than is wanted now."""
-    for name in ("fingerprint", "embeddings", "metric", "dim", "dtype", "requested", "sharding", "keep", "seed"):
+    for name in _MUST_AGREE:
         here, now = getattr(present, name), getattr(wanted, name)
         if here != now:
             raise InputError(

@@ -31,7 +31,7 @@ class IndexSpec:
 
     factory: str
     metric: Metric
-    dim: int  # components of a vector; bits for hamming
+    dim: int  # components of a vector; bits for hamming; 0: there are sparse vectors alone, and no faiss index
     why: str
 
     @property

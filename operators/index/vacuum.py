@@ -19,7 +19,8 @@ def index_orphans(index: Location, keep_snapshots: int, older_than: float) -> It
         snapshot = read_index(index, number)
         shards |= {shard.key for shard in snapshot.shards}
         named |= {shard.deletions.path.rsplit("/", 1)[-1] for shard in snapshot.shards if shard.deletions}
-        named |= {snapshot.trained.path, "index.json", "report.json", "report.html"}
+        named |= {"index.json", "report.json", "report.html"}
+        named |= {snapshot.trained.path} if snapshot.trained is not None else set()
         named |= {f"queries-{snapshot.queries}.parquet"}
     for folder, place in (("", index), ("shards", index / "shards"), ("recall", index / "recall")):
         for info in list_folder(place):

@@ -97,7 +97,10 @@ class VectorSpace:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive rows of one fragment; `start` is the number of the first of them in its data file."""
+    """Consecutive rows of one fragment; `start` is the number of the first of them in its data file.
+
+    Where the dataset has no dense vectors, they are [N, 0].
+    """
 
     start: int
     table: pa.Table  # the columns asked for, without the vectors
@@ -118,10 +121,13 @@ def read_blocks(
     """
     with open_fragment(dataset, identity, record) as file:
         where, start = f"data/{record.key}.parquet", 0
-        for batch in file.iter_batches(rows_per_block, columns=[*columns, "embedding"]):
+        dense = ["embedding"] if identity.dim else []
+        for batch in file.iter_batches(rows_per_block, columns=[*columns, *dense]):
             table = pa.Table.from_batches([batch])
-            vectors = space.from_column(table["embedding"], where)
-            yield Block(start, table.drop_columns(["embedding"]), vectors)
+            vectors = (
+                space.from_column(table["embedding"], where) if dense else np.empty((table.num_rows, 0), np.float32)
+            )
+            yield Block(start, table.drop_columns(dense), vectors)
             start += len(vectors)
 
 

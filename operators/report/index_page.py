@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from operators.index.snapshot import CurvePoint, IndexSnapshot
+from operators.index.snapshot import CurvePoint, IndexIdentity, IndexSnapshot
 from operators.report import markup, plots
 from operators.report.figures import count, duration, size
 
@@ -39,8 +39,11 @@ def index_text(report: IndexReport) -> str:
     lines = [
         f"index done in {duration(report.seconds)}: {report.shards_built} shards built, {len(snapshot.shards)} in all",
         f"  spec          {identity.factory}, {identity.metric}; {identity.why}",
-        f"  vectors       {snapshot.num_vectors:,} of {identity.dim} components, {size(_bytes(snapshot))} in shards",
+        f"  vectors       {snapshot.num_vectors:,} {_kinds(identity)}, {size(_bytes(snapshot))} in shards",
     ]
+    if identity.sparse_dim:
+        entries = sum(shard.sparse.entries for shard in snapshot.shards if shard.sparse is not None)
+        lines.append(f"  sparse        {entries:,} entries, searched exactly; mode=dense, sparse or hybrid")
     if report.build_cpu_seconds:
         lines.append(f"  speed         {count(report.vectors_per_cpu_second)} vectors per CPU second")
     if snapshot.recall is not None:
@@ -63,7 +66,7 @@ def index_page(report: IndexReport) -> str:
     snapshot, identity = report.snapshot, report.snapshot.identity
     recall = snapshot.recall
     cards = [
-        ("vectors", count(snapshot.num_vectors), f"{identity.dim} components, {identity.metric}"),
+        ("vectors", count(snapshot.num_vectors), f"{_kinds(identity)}, {identity.metric}"),
         ("shards", f"{len(snapshot.shards):,}", f"{report.shards_built:,} built by this run"),
         ("size", size(_bytes(snapshot)), f"{_bytes(snapshot) / max(1, snapshot.num_vectors):.0f} bytes a vector"),
         ("time", duration(report.seconds), f"{count(report.vectors_per_cpu_second)} vectors per CPU second"),
@@ -112,14 +115,16 @@ def _shard_table(snapshot: IndexSnapshot) -> str:
             shard.key,
             f"{shard.rows:,}",
             f"{shard.rows - shard.live_rows:,}",
-            size(shard.bytes),
+            size(shard.all_bytes),
             f"{shard.cpu_seconds:.1f}",
         ]
         for shard in snapshot.shards[:_MOST_SHARDS]
     ]
     if len(snapshot.shards) > _MOST_SHARDS:
         rest = snapshot.shards[_MOST_SHARDS:]
-        rows.append([f"{len(rest)} more", f"{sum(s.rows for s in rest):,}", "", size(sum(s.bytes for s in rest)), ""])
+        rows.append(
+            [f"{len(rest)} more", f"{sum(s.rows for s in rest):,}", "", size(sum(s.all_bytes for s in rest)), ""]
+        )
     return markup.table(("shard", "vectors", "deleted", "size", "CPU seconds"), rows)
 
 
@@ -134,4 +139,9 @@ def _settings(point: CurvePoint) -> str:
 
 
 def _bytes(snapshot: IndexSnapshot) -> int:
-    return sum(shard.bytes for shard in snapshot.shards)
+    return sum(shard.all_bytes for shard in snapshot.shards)
+
+
+def _kinds(identity: IndexIdentity) -> str:
+    dense = [f"of {identity.dim} components"] if identity.dim else []
+    return " and ".join([*dense, *([f"sparse over {identity.sparse_dim:,} ids"] if identity.sparse_dim else [])])

@@ -13,9 +13,10 @@ import pytest
 
 from operators.errors import InputError
 from operators.index import ids as ids_module
-from operators.index.building import FragmentPart, ShardPlan, build_shard, finished_shard, scratch_folder, sweep_scratch
+from operators.index.building import FragmentPart, ShardPlan, build_shard, finished_shard
 from operators.index.ids import IdMap, IdsWriter, id_table
 from operators.index.planning import Sharding, group_fragments, shard_rows
+from operators.index.scratch import scratch_folder, sweep_scratch
 from operators.index.snapshot import shard_file
 from operators.index.spec import IndexSpec
 from operators.index.trained import open_trained
