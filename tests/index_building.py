@@ -40,12 +40,12 @@ def build_index(
     identity = index_identity(dataset, factory, metric, by)
     setup = build_setup(index, dataset, identity, queries)
     snapshot = latest_snapshot(dataset)
-    trained = train_on_all(setup, identity)
+    trained = train_on_all(setup, identity) if identity.dim else None
     groups = [
         [FragmentPart(snapshot.records[i]) for i in part]
         for part in np.array_split(np.arange(len(snapshot.records)), shards)
     ]
-    plans = [ShardPlan.of(group, trained.sha256, KEEP.names) for group in groups if group]
+    plans = [ShardPlan.of(group, trained.sha256 if trained else "", KEEP.names) for group in groups if group]
     records = build_plans(plans, setup, trained, identity)
     made = IndexSnapshot(
         number=1,
@@ -80,6 +80,7 @@ def index_identity(
         embeddings=dataset.url,
         keep=tuple(identity.keep.names),
         seed=0,
+        sparse_dim=identity.sparse_dim,
     )
 
 
@@ -89,19 +90,20 @@ def build_setup(
     """What builders are told."""
     stored = read_identity(dataset)
     assert stored is not None, "there is a dataset"
-    return BuildSetup(index, dataset, stored, identity.space, KEEP, queries)
+    return BuildSetup(index, dataset, stored, identity.space, KEEP, queries, sparse_dim=identity.sparse_dim)
 
 
 def build_plans(
-    plans: Sequence[ShardPlan], setup: BuildSetup, trained: TrainedRecord, identity: IndexIdentity
+    plans: Sequence[ShardPlan], setup: BuildSetup, trained: TrainedRecord | None, identity: IndexIdentity
 ) -> list[ShardRecord]:
     """Build shards one after the other."""
 
     def opened() -> Any:
-        return open_trained(setup.index, trained, identity.spec, Cache.at(None))
+        return open_trained(setup.index, trained, identity.spec, Cache.at(None)) if trained is not None else None
 
     if identity.sharding == "document":
         return [build_shard(plan, opened(), setup) for plan in plans]
+    assert trained is not None, "shards by list have something trained"
     counts = [scatter(Scatter(plan, BUCKETS_PER_SHARD * len(plans)), opened(), setup) for plan in plans]
     shards = plan_list_shards(plans, counts, len(plans), opened().num_lists, trained.sha256)
     return [gather(plan, opened(), setup) for plan in shards]

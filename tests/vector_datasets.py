@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.embedder.quantization import OutputDtype, calibrate_scale, to_arrow
+from operators.embedder.sparse.vectors import SparseVectors
 from operators.fragment import REJECTED_SCHEMA, Counts, Extent, Fragment, FragmentBatch, SourceFile, Unit
 from operators.storage import Location, write_whole
 from operators.store.dataset import Identity, encode_schema
@@ -31,16 +32,19 @@ class Documents:
     ids: Sequence[str]
     vectors: NDArray[np.float32]
     versions: NDArray[np.int64]
+    sparse: Any = None  # a scipy matrix [N, ids]
 
     @staticmethod
-    def of(vectors: NDArray[np.float32], prefix: str = "doc-") -> Documents:
+    def of(vectors: NDArray[np.float32], prefix: str = "doc-", sparse: Any = None) -> Documents:
         """Documents numbered from 0."""
-        return Documents([f"{prefix}{i}" for i in range(len(vectors))], vectors, np.zeros(len(vectors), np.int64))
+        ids = [f"{prefix}{i}" for i in range(len(vectors))]
+        return Documents(ids, vectors, np.zeros(len(vectors), np.int64), sparse)
 
     def take(self, rows: Any) -> Documents:
         """Some of them."""
         rows = np.arange(len(self.ids))[rows]
-        return Documents([self.ids[i] for i in rows], self.vectors[rows], self.versions[rows])
+        sparse = self.sparse[rows] if self.sparse is not None else None
+        return Documents([self.ids[i] for i in rows], self.vectors[rows], self.versions[rows], sparse)
 
 
 def clustered(count: int, dim: int, seed: int = 0, clusters: int = 0) -> NDArray[np.float32]:
@@ -67,7 +71,11 @@ def identity_of(dim: int, dtype: OutputDtype = "float32", scale: float | None = 
 
 
 def write_dataset(
-    folder: str, files: Iterable[tuple[str, Documents]], dtype: OutputDtype = "float32", rows_per_fragment: int = 1000
+    folder: str,
+    files: Iterable[tuple[str, Documents]],
+    dtype: OutputDtype = "float32",
+    rows_per_fragment: int = 1000,
+    sparse_dim: int = 0,
 ) -> Snapshot:
     """Write every file's documents as fragments and publish them as the newest snapshot; what is there is kept."""
     dataset = Location(folder)
@@ -77,7 +85,7 @@ def write_dataset(
         if identity is None:
             dim = documents.vectors.shape[1]
             scale = calibrate_scale(documents.vectors) if dtype == "int8" else None
-            identity = identity_of(dim, dtype, scale)
+            identity = identity_of(dim, dtype, scale, sparse_dim=sparse_dim)
         records += write_file(dataset, identity, path, documents, rows_per_fragment)
     assert identity is not None, "give at least one file"
     write_whole(dataset / "dataset.json", json.dumps(dataclasses.asdict(identity)).encode())
@@ -98,6 +106,17 @@ def write_file(
     return records
 
 
+def _vectors(documents: Documents, identity: Identity) -> dict[str, pa.Array]:
+    columns: dict[str, pa.Array] = {}
+    if identity.dim:
+        columns["embedding"] = to_arrow(documents.vectors, identity.dtype, identity.scale)
+    if identity.sparse_dim:
+        matrix = documents.sparse
+        lengths = np.diff(matrix.indptr).astype(np.int64)
+        columns |= SparseVectors(lengths, matrix.indices.astype(np.int32), matrix.data).to_arrow()
+    return columns
+
+
 def _write_part(
     dataset: Location, identity: Identity, path: str, documents: Documents, fragment: Fragment
 ) -> FragmentRecord:
@@ -112,13 +131,13 @@ def _write_part(
             "text_hash": pa.array(hashes, pa.binary(16)),
             "num_tokens": pa.array([5] * count, pa.int32()),
             "truncated": pa.array([False] * count),
-            "embedding": to_arrow(documents.vectors, identity.dtype, identity.scale),
             "char_start": pa.array([0] * count, pa.int64()),
             "char_end": pa.array([10] * count, pa.int64()),
             "source_path": pa.array([path] * count),
             "source_row": pa.array(range(count), pa.int64()),
             "lang": pa.array([LANGS[n % 4] for n in numbers], pa.string()),
             "year": pa.array([2000 + n % 25 for n in numbers], pa.int64()),
+            **_vectors(documents, identity),
         }
     )
     batch = FragmentBatch(fragment, table, REJECTED_SCHEMA.empty_table(), Counts(rows=count, chunks=count))
