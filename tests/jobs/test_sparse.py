@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse
 import torch
 import transformers
 import yaml
@@ -20,8 +23,14 @@ from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.sparse.vectors import SparseVectors
 from operators.embedder.spec import embedder_spec
 from operators.embedder.tokenizing import Tokenizer
+from operators.index import open_index
+from operators.index.fusion import Fusion
+from operators.index.snapshot import read_index
+from operators.index.vacuum import vacuum_index
+from operators.storage import locate
 from tests import checkpoints
 from tests.jobs.running import documents, run_job, vectors_of, write_config, write_jsonl
+from tests.jobs.test_index import index_config
 
 HEADS: dict[str, dict[str, Any]] = {
     "both": {"pooling": "cls", "normalize": True, "sparse": {"head": "token_weights"}},
@@ -114,3 +123,166 @@ def test_sparse_vectors_alone_have_no_dense_form(tmp_path: Path, capsys: pytest.
     assert "leave out output.dtype" in capsys.readouterr().err
     assert run_job("embed", write_config(tmp_path, recipe, embedder={"dims": 8})) == 2
     assert "leave out embedder.dims" in capsys.readouterr().err
+
+
+QUERIES = [{"_id": f"q{i}", "text": row["text"]} for i, row in enumerate(DOCUMENTS[::10])]
+
+
+def brute_force(folder: Path, mode: str, filter_lang: str | None = None) -> list[list[tuple[str, float]]]:
+    """The five best documents of each query by the whole product of scipy's matrices, fused by the formulas."""
+    table = vectors_of(folder)
+    ids = table["doc_id"].to_pylist()
+    allowed = np.array([filter_lang in (None, lang) for lang in table["lang"].to_pylist()])
+    dense_QD, sparse = embedded(folder, [row["text"] for row in QUERIES], "query")
+    scores = (
+        scipy.sparse.csr_array(sparse.dense(400)) @ scipy.sparse.csr_array(SparseVectors.from_table(table).dense(400)).T
+    )
+    rankings = [ranking(scores.todense(), ids, allowed)]
+    if mode != "sparse":
+        stored_ND = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
+        rankings = (
+            [ranking(dense_QD @ stored_ND.T, ids, allowed), *rankings]
+            if mode == "hybrid"
+            else [ranking(dense_QD @ stored_ND.T, ids, allowed)]
+        )
+    if mode != "hybrid":
+        return [row[:5] for row in rankings[0]]
+    fused = []
+    for sides in zip(*rankings, strict=True):
+        total: dict[str, float] = {}
+        for side in sides:
+            for rank, (doc_id, _) in enumerate(side[:100], start=1):
+                total[doc_id] = total.get(doc_id, 0.0) + 1 / (60 + rank)
+        fused.append(sorted(total.items(), key=lambda pair: -pair[1])[:5])
+    return fused
+
+
+def ranking(scores_QN: Any, ids: list[str], allowed: Any) -> list[list[tuple[str, float]]]:
+    ranked = []
+    for scores_N in np.asarray(scores_QN):
+        order = [i for i in np.argsort(-scores_N, kind="stable") if allowed[i] and scores_N[i] != 0]
+        ranked.append([(ids[i], float(scores_N[i])) for i in order])
+    return ranked
+
+
+def searched(folder: Path, tmp_path: Path, *arguments: str) -> list[list[tuple[str, float]]]:
+    """The results of the queries in a batch search."""
+    write_jsonl(tmp_path / "queries.jsonl", QUERIES)
+    output = tmp_path / "found.parquet"
+    queries = f"queries={{path: {tmp_path}/queries.jsonl, id: _id}}"
+    assert run_job("search", folder / "index", queries, f"output.path={output}", "k=5", *arguments) == 0
+    found: dict[str, list[tuple[str, float]]] = {row["_id"]: [] for row in QUERIES}
+    for row in pq.read_table(output).to_pylist():
+        found[row["query_id"]].append((row["doc_id"], row["score"]))
+    return list(found.values())
+
+
+def assert_as_good(found: list[list[tuple[str, float]]], wanted: list[list[tuple[str, float]]]) -> None:
+    """The same scores; documents with equal ones may stand for each other (the documents repeat themselves)."""
+    assert [len(row) for row in found] == [len(row) for row in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose([s for _, s in one], [s for _, s in other], rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def indexed(folder: Path) -> Path:
+    """The index of the embeddings, in several shards."""
+    assert run_job("index", index_config(folder, shards={"rows": 120}, recall={"queries": 20})) == 0
+    return folder
+
+
+def test_searches_are_those_of_the_whole_matrices(
+    indexed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = read_index(locate(str(indexed / "index")))
+    assert len(snapshot.shards) > 1
+    assert all(shard.sparse is not None for shard in snapshot.shards)
+    is_sparse_alone = indexed.name.startswith("sparse")
+    assert (snapshot.trained is None) == is_sparse_alone
+    modes = ["sparse"] if is_sparse_alone else ["sparse", "dense"]
+    for mode in modes:
+        assert_as_good(searched(indexed, tmp_path, f"mode={mode}"), brute_force(indexed, mode))
+    best = "sparse" if is_sparse_alone else "hybrid"  # which is the mode where none is named
+    filtered = searched(indexed, tmp_path, f"mode={modes[0]}", "filter=lang == 'de'")
+    assert_as_good(filtered, brute_force(indexed, modes[0], "de"))
+    auto = searched(indexed, tmp_path)
+    assert auto == searched(indexed, tmp_path, f"mode={best}")
+    assert run_job("index", indexed / "index.yaml") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_hybrid_search_fuses_both_rankings(indexed: Path, tmp_path: Path) -> None:
+    """Equal scores of repeated documents make ranks a matter of order, so vectors from outside are fused."""
+    if indexed.name.startswith("sparse"):
+        with pytest.raises(AssertionError):
+            searched(indexed, tmp_path, "mode=hybrid")
+        return
+    index = open_index(str(indexed / "index"))
+    dense_QD, sparse = embedded(indexed, [row["text"] for row in QUERIES], "query")
+    whole = index.search(dense_QD, 5, sparse=sparse)
+    batch = searched(indexed, tmp_path, "mode=hybrid")
+    assert [(row["doc_id"], row["score"]) for row in whole.to_pylist()] == [pair for row in batch for pair in row]
+    weighted = index.search(dense_QD, 5, sparse=sparse, fusion=Fusion(method="weighted", alpha=0.5))
+    asked = searched(indexed, tmp_path, "mode=hybrid", "fusion={method: weighted, alpha: 0.5}")
+    assert [(row["doc_id"], row["score"]) for row in weighted.to_pylist()] == [pair for row in asked for pair in row]
+    assert whole["score"].to_pylist() != weighted["score"].to_pylist()
+
+
+def test_one_query_prints_its_results(indexed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = f"query={DOCUMENTS[17]['text']}"
+    wanted = {"sparse"} if indexed.name.startswith("sparse") else {"sparse", "dense", "hybrid"}
+    for mode in sorted(wanted):
+        assert run_job("search", indexed / "index", query, "k=3", f"mode={mode}") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split()[0] == "1"
+        assert lines[0].split()[2].startswith("doc-")
+    vectors = f"queries={{path: {indexed}/vectors/data/*.parquet, id: doc_id, vector: embedding}}"
+    arguments = [vectors, f"output.path={indexed}/x.parquet", "mode=sparse"]
+    assert run_job("search", indexed / "index", *arguments) == 2
+    assert "choose another mode than sparse: queries.vector gives dense" in capsys.readouterr().err
+
+
+def test_updates_and_deletions_are_followed(indexed: Path, tmp_path: Path) -> None:
+    """A third of the documents lose rows, and get new texts and new documents: patched, then vacuumed."""
+    shutil.copytree(indexed, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    for name in ("config.yaml", "index.yaml", "model/recipe.yaml"):
+        (folder / name).write_text((folder / name).read_text().replace(str(indexed), str(folder)))
+    shutil.rmtree(folder / "vectors")
+    shutil.rmtree(folder / "index")
+    assert run_job("embed", folder / "config.yaml") == 0
+    assert run_job("index", folder / "index.yaml") == 0
+    rows = [{**row, "lang": "en" if i % 2 else "de"} for i, row in enumerate(DOCUMENTS[1::3])][20:]
+    rows = [{**row, "text": f"people world {row['text']}"} if i % 5 == 0 else row for i, row in enumerate(rows)]
+    rows += [{"id": f"new-{i}", "text": f"hand part place {'life ' * i}", "lang": "de"} for i in range(10)]
+    write_jsonl(folder / "docs" / "1.jsonl", rows)
+    assert run_job("embed", folder / "config.yaml") == 0
+    assert run_job("index", folder / "index.yaml", "update.mode=patch") == 0
+    snapshot = read_index(locate(str(folder / "index")))
+    assert any(shard.deletions for shard in snapshot.shards)
+    assert snapshot.num_vectors == 290
+    patched = searched(folder, tmp_path, "mode=sparse")
+    assert_as_good(patched, brute_force(folder, "sparse"))
+    assert run_job("index", folder / "index.yaml", "update.mode=rebuild") == 0
+    files = sorted((folder / "index" / "shards").glob("*.sparse.arrow"))
+    assert vacuum_index(locate(str(folder / "index")), 1, time.time() + 60) > 0
+    left = sorted((folder / "index" / "shards").glob("*.sparse.arrow"))
+    kept = {shard.key for shard in read_index(locate(str(folder / "index"))).shards}
+    assert {file.name.split(".")[0] for file in left} == kept
+    assert len(left) <= len(files)
+    assert_as_good(searched(folder, tmp_path, "mode=sparse"), brute_force(folder, "sparse"))
+
+
+def test_configs_that_do_not_fit_the_vectors_are_refused(
+    indexed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if indexed.name.startswith("both"):
+        assert run_job("index", indexed / "index.yaml", f"output.path={tmp_path}/dense", "sparse=false") == 0
+        assert run_job("search", tmp_path / "dense", "query=people", "mode=hybrid") == 2
+        assert "has only dense vectors" in capsys.readouterr().err
+        assert run_job("index", indexed / "index.yaml", "sparse=false") == 2
+        assert "sparse_dim" in capsys.readouterr().err
+        return
+    for argument in ("sparse=false", "spec=Flat", "metric=cosine", "shards.by=list"):
+        assert run_job("index", indexed / "index.yaml", f"output.path={tmp_path}/other", argument) == 2
+        assert f"leave out {argument.split('=')[0]}: the embeddings" in capsys.readouterr().err
