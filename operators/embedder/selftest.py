@@ -72,7 +72,9 @@ def check_tokens(tokenizer: Tokenizer, spec: EmbedderSpec) -> None:
 
 def check_prompts(tokenizer: Tokenizer, spec: EmbedderSpec) -> None:
     """Raise InputError where a prompt cannot be told from the text by its number of tokens, but has to be left out."""
-    if spec.recipe.pool_over == "all" or spec.recipe.count_prompt == "alone":
+    recipe = spec.recipe
+    pooled = {recipe.pool_over, recipe.sparse.pool_over if recipe.sparse is not None else "all"}
+    if pooled == {"all"} or recipe.count_prompt == "alone":
         return
     for reading in tokenizer.readings:
         for text in TEXTS:

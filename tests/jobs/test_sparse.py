@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ QUERIES = [{"_id": f"q{i}", "text": row["text"]} for i, row in enumerate(DOCUMEN
 
 
 def brute_force(folder: Path, mode: str, filter_lang: str | None = None) -> list[list[tuple[str, float]]]:
-    """The five best documents of each query by the whole product of scipy's matrices, fused by the formulas."""
+    """The five best documents of each query by the whole product of scipy's matrices."""
     table = vectors_of(folder)
     ids = table["doc_id"].to_pylist()
     allowed = np.array([filter_lang in (None, lang) for lang in table["lang"].to_pylist()])
@@ -137,24 +138,10 @@ def brute_force(folder: Path, mode: str, filter_lang: str | None = None) -> list
     scores = (
         scipy.sparse.csr_array(sparse.dense(400)) @ scipy.sparse.csr_array(SparseVectors.from_table(table).dense(400)).T
     )
-    rankings = [ranking(scores.todense(), ids, allowed)]
-    if mode != "sparse":
-        stored_ND = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
-        rankings = (
-            [ranking(dense_QD @ stored_ND.T, ids, allowed), *rankings]
-            if mode == "hybrid"
-            else [ranking(dense_QD @ stored_ND.T, ids, allowed)]
-        )
-    if mode != "hybrid":
-        return [row[:5] for row in rankings[0]]
-    fused = []
-    for sides in zip(*rankings, strict=True):
-        total: dict[str, float] = {}
-        for side in sides:
-            for rank, (doc_id, _) in enumerate(side[:100], start=1):
-                total[doc_id] = total.get(doc_id, 0.0) + 1 / (60 + rank)
-        fused.append(sorted(total.items(), key=lambda pair: -pair[1])[:5])
-    return fused
+    ranked = ranking(scores.todense(), ids, allowed)
+    if mode == "dense":
+        ranked = ranking(dense_QD @ np.stack(table["embedding"].to_numpy(zero_copy_only=False)).T, ids, allowed)
+    return [row[:5] for row in ranked]
 
 
 def ranking(scores_QN: Any, ids: list[str], allowed: Any) -> list[list[tuple[str, float]]]:
@@ -165,15 +152,17 @@ def ranking(scores_QN: Any, ids: list[str], allowed: Any) -> list[list[tuple[str
     return ranked
 
 
-def searched(folder: Path, tmp_path: Path, *arguments: str) -> list[list[tuple[str, float]]]:
-    """The results of the queries in a batch search."""
-    write_jsonl(tmp_path / "queries.jsonl", QUERIES)
-    output = tmp_path / "found.parquet"
-    queries = f"queries={{path: {tmp_path}/queries.jsonl, id: _id}}"
-    assert run_job("search", folder / "index", queries, f"output.path={output}", "k=5", *arguments) == 0
-    found: dict[str, list[tuple[str, float]]] = {row["_id"]: [] for row in QUERIES}
-    for row in pq.read_table(output).to_pylist():
-        found[row["query_id"]].append((row["doc_id"], row["score"]))
+def searched(folder: Path, mode: str, filter: str | None = None) -> list[list[tuple[str, float]]]:
+    """What the opened index finds for the queries."""
+    dense_QD, sparse = embedded(folder, [row["text"] for row in QUERIES], "query")
+    given = {"dense": (dense_QD, None), "sparse": (None, sparse), "hybrid": (dense_QD, sparse)}[mode]
+    return by_query(open_index(str(folder / "index")).search(given[0], 5, filter, sparse=given[1]), range(len(QUERIES)))
+
+
+def by_query(results: pa.Table, names: Iterable[Any]) -> list[list[tuple[str, float]]]:
+    found: dict[Any, list[tuple[str, float]]] = {name: [] for name in names}
+    for row in results.to_pylist():
+        found[row[results.column_names[0]]].append((row["doc_id"], row["score"]))
     return list(found.values())
 
 
@@ -191,65 +180,53 @@ def indexed(folder: Path) -> Path:
     return folder
 
 
-def test_searches_are_those_of_the_whole_matrices(
-    indexed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_searches_are_those_of_the_whole_matrices(indexed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     snapshot = read_index(locate(str(indexed / "index")))
     assert len(snapshot.shards) > 1
     assert all(shard.sparse is not None for shard in snapshot.shards)
     is_sparse_alone = indexed.name.startswith("sparse")
     assert (snapshot.trained is None) == is_sparse_alone
-    modes = ["sparse"] if is_sparse_alone else ["sparse", "dense"]
-    for mode in modes:
-        assert_as_good(searched(indexed, tmp_path, f"mode={mode}"), brute_force(indexed, mode))
-    best = "sparse" if is_sparse_alone else "hybrid"  # which is the mode where none is named
-    filtered = searched(indexed, tmp_path, f"mode={modes[0]}", "filter=lang == 'de'")
-    assert_as_good(filtered, brute_force(indexed, modes[0], "de"))
-    auto = searched(indexed, tmp_path)
-    assert auto == searched(indexed, tmp_path, f"mode={best}")
+    for mode in ["sparse"] if is_sparse_alone else ["sparse", "dense"]:
+        assert_as_good(searched(indexed, mode), brute_force(indexed, mode))
+        assert_as_good(searched(indexed, mode, "lang == 'de'"), brute_force(indexed, mode, "de"))
     assert run_job("index", indexed / "index.yaml") == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_hybrid_search_fuses_both_rankings(indexed: Path, tmp_path: Path) -> None:
-    """Equal scores of repeated documents make ranks a matter of order, so vectors from outside are fused."""
-    if indexed.name.startswith("sparse"):
-        with pytest.raises(AssertionError):
-            searched(indexed, tmp_path, "mode=hybrid")
-        return
-    index = open_index(str(indexed / "index"))
+@pytest.mark.parametrize("fusion", [Fusion(), Fusion(method="weighted", alpha=0.3)])
+def test_a_batch_search_takes_all_that_the_index_has(indexed: Path, tmp_path: Path, fusion: Fusion) -> None:
+    """Sparse, or both fused, of the recipe's vectors for queries."""
+    is_sparse_alone = indexed.name.startswith("sparse")
+    if is_sparse_alone and fusion.method == "weighted":
+        pytest.skip("nothing to fuse")
+    write_jsonl(tmp_path / "queries.jsonl", QUERIES)
+    arguments = [f"queries={{path: {tmp_path}/queries.jsonl, id: _id}}", f"output.path={tmp_path}/found.parquet", "k=5"]
+    chosen = f"fusion={{method: {fusion.method}, alpha: {fusion.alpha}}}"
+    assert run_job("search", indexed / "index", *arguments, chosen) == 0
+    batch = by_query(pq.read_table(tmp_path / "found.parquet"), [row["_id"] for row in QUERIES])
     dense_QD, sparse = embedded(indexed, [row["text"] for row in QUERIES], "query")
-    whole = index.search(dense_QD, 5, sparse=sparse)
-    batch = searched(indexed, tmp_path, "mode=hybrid")
-    assert [(row["doc_id"], row["score"]) for row in whole.to_pylist()] == [pair for row in batch for pair in row]
-    weighted = index.search(dense_QD, 5, sparse=sparse, fusion=Fusion(method="weighted", alpha=0.5))
-    asked = searched(indexed, tmp_path, "mode=hybrid", "fusion={method: weighted, alpha: 0.5}")
-    assert [(row["doc_id"], row["score"]) for row in weighted.to_pylist()] == [pair for row in asked for pair in row]
-    assert whole["score"].to_pylist() != weighted["score"].to_pylist()
+    index = open_index(str(indexed / "index"))
+    alone = index.search(None if is_sparse_alone else dense_QD, 5, sparse=sparse, fusion=fusion)
+    assert_as_good(batch, by_query(alone, range(len(QUERIES))))
+    if is_sparse_alone:
+        assert_as_good(batch, brute_force(indexed, "sparse"))
 
 
 def test_one_query_prints_its_results(indexed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    query = f"query={DOCUMENTS[17]['text']}"
-    wanted = {"sparse"} if indexed.name.startswith("sparse") else {"sparse", "dense", "hybrid"}
-    for mode in sorted(wanted):
-        assert run_job("search", indexed / "index", query, "k=3", f"mode={mode}") == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[0].split()[0] == "1"
-        assert lines[0].split()[2].startswith("doc-")
-    vectors = f"queries={{path: {indexed}/vectors/data/*.parquet, id: doc_id, vector: embedding}}"
-    arguments = [vectors, f"output.path={indexed}/x.parquet", "mode=sparse"]
-    assert run_job("search", indexed / "index", *arguments) == 2
-    assert "choose another mode than sparse: queries.vector gives dense" in capsys.readouterr().err
+    assert run_job("search", indexed / "index", f"query={DOCUMENTS[17]['text']}", "k=3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "1"
+    assert lines[0].split()[2].startswith("doc-")
 
 
+@pytest.mark.slow
 def test_updates_and_deletions_are_followed(indexed: Path, tmp_path: Path) -> None:
-    """A third of the documents lose rows, and get new texts and new documents: patched, then vacuumed."""
-    shutil.copytree(indexed, tmp_path / "copy")
+    """A third of the documents lose rows, and get new texts and new documents: patched, then rebuilt and vacuumed."""
     folder = tmp_path / "copy"
+    shutil.copytree(indexed / "docs", folder / "docs")
+    shutil.copytree(indexed / "model", folder / "model")
     for name in ("config.yaml", "index.yaml", "model/recipe.yaml"):
-        (folder / name).write_text((folder / name).read_text().replace(str(indexed), str(folder)))
-    shutil.rmtree(folder / "vectors")
-    shutil.rmtree(folder / "index")
+        (folder / name).write_text((indexed / name).read_text().replace(str(indexed), str(folder)))
     assert run_job("embed", folder / "config.yaml") == 0
     assert run_job("index", folder / "index.yaml") == 0
     rows = [{**row, "lang": "en" if i % 2 else "de"} for i, row in enumerate(DOCUMENTS[1::3])][20:]
@@ -261,28 +238,31 @@ def test_updates_and_deletions_are_followed(indexed: Path, tmp_path: Path) -> No
     snapshot = read_index(locate(str(folder / "index")))
     assert any(shard.deletions for shard in snapshot.shards)
     assert snapshot.num_vectors == 290
-    patched = searched(folder, tmp_path, "mode=sparse")
-    assert_as_good(patched, brute_force(folder, "sparse"))
+    assert_as_good(searched(folder, "sparse"), brute_force(folder, "sparse"))
+    write_jsonl(folder / "docs" / "2.jsonl", [{**row, "lang": "de"} for row in DOCUMENTS[2::3][:60]])
+    assert run_job("embed", folder / "config.yaml") == 0
     assert run_job("index", folder / "index.yaml", "update.mode=rebuild") == 0
-    files = sorted((folder / "index" / "shards").glob("*.sparse.arrow"))
     assert vacuum_index(locate(str(folder / "index")), 1, time.time() + 60) > 0
-    left = sorted((folder / "index" / "shards").glob("*.sparse.arrow"))
-    kept = {shard.key for shard in read_index(locate(str(folder / "index"))).shards}
-    assert {file.name.split(".")[0] for file in left} == kept
-    assert len(left) <= len(files)
-    assert_as_good(searched(folder, tmp_path, "mode=sparse"), brute_force(folder, "sparse"))
+    left = {file.name.split(".")[0] for file in (folder / "index" / "shards").glob("*.sparse.arrow")}
+    assert left == {shard.key for shard in read_index(locate(str(folder / "index"))).shards}
+    assert_as_good(searched(folder, "sparse"), brute_force(folder, "sparse"))
 
 
 def test_configs_that_do_not_fit_the_vectors_are_refused(
     indexed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def refused(*arguments: object) -> str:
+        assert run_job(*arguments) == 2
+        return str(capsys.readouterr().err)
+
+    index, output = indexed / "index.yaml", f"output.path={tmp_path}/other"
+    vectors = f"queries={{path: {indexed}/vectors/data/*.parquet, id: doc_id, vector: embedding}}"
+    ready = ["search", indexed / "index", vectors, f"output.path={tmp_path}/x.parquet"]
     if indexed.name.startswith("both"):
-        assert run_job("index", indexed / "index.yaml", f"output.path={tmp_path}/dense", "sparse=false") == 0
-        assert run_job("search", tmp_path / "dense", "query=people", "mode=hybrid") == 2
-        assert "has only dense vectors" in capsys.readouterr().err
-        assert run_job("index", indexed / "index.yaml", "sparse=false") == 2
-        assert "sparse_dim" in capsys.readouterr().err
+        assert "with sparse_dim 400" in refused("index", index, "sparse=false")
+        assert "than sparse: queries.vector gives dense" in refused(*ready, "mode=sparse")
         return
     for argument in ("sparse=false", "spec=Flat", "metric=cosine", "shards.by=list"):
-        assert run_job("index", indexed / "index.yaml", f"output.path={tmp_path}/other", argument) == 2
-        assert f"leave out {argument.split('=')[0]}: the embeddings" in capsys.readouterr().err
+        assert f"leave out {argument.split('=')[0]}: the embeddings" in refused("index", index, output, argument)
+    assert "give queries as text" in refused(*ready)
+    assert "has only sparse vectors" in refused("search", indexed / "index", "query=people", "mode=hybrid")

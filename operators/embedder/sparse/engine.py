@@ -48,6 +48,8 @@ class SparseEmbedder:
         self.device = choose_device(device)
         tokenizer = Tokenizer(spec)
         self._layout = tokenizer.layouts[0]
+        selftest.check_tokens(tokenizer, spec)
+        selftest.check_prompts(tokenizer, spec)
         model, self._sparse = _load(spec, self.device, tokenizer)
         check_shapes(model, spec, tokenizer)
         self._width = int(model.get_input_embeddings().embedding_dim)
@@ -56,7 +58,6 @@ class SparseEmbedder:
         if self._head is not None:
             self._head.to(self.device)
         self.flops = Flops.of(model)
-        selftest.check_tokens(tokenizer, spec)
         causal = selftest.check_attention(model, spec.recipe, tokenizer, self.device)
         pooled_id = tokenizer.token_id(spec.recipe.pooled_token) if spec.recipe.pooled_token is not None else None
         self._trunk = PaddedTrunk(model, self.device, causal, spec.recipe.padding)
