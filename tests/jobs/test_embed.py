@@ -158,7 +158,9 @@ def test_too_many_rejected_rows_miss_the_gate_but_keep_the_output(tmp_path: Path
     assert run_job("embed", config) == 3  # still so
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8", "binary"])
+@pytest.mark.parametrize(
+    "dtype", ["int8", pytest.param("float16", marks=pytest.mark.slow), pytest.param("binary", marks=pytest.mark.slow)]
+)
 def test_smaller_forms_of_vectors_verify(tmp_path: Path, tiny_model: Path, dtype: str) -> None:
     write_jsonl(tmp_path / "docs.jsonl", documents(50))
     config = write_config(tmp_path, tiny_model, source={"rows_per_fragment": 20}, output={"dtype": dtype})

@@ -38,7 +38,7 @@ def recipe(folder: Path, model: Path, **fields: object) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("pool_over", ["all", "after_prompt"])
+@pytest.mark.parametrize("pool_over", [pytest.param("all", marks=pytest.mark.slow), "after_prompt"])
 def test_every_prompt_gives_what_its_own_embedder_gives(tmp_path: Path, tiny_model: Path, pool_over: str) -> None:
     """A prompt that is left out of the pool, or read several times, is part of the model and not of the text."""
     prompts = {"query": "find people: ", "document": ["time: ", "the {text} again"]}

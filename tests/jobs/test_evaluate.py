@@ -178,6 +178,7 @@ def test_a_built_index_gives_the_exact_scores(
     assert "give the index of the model under test" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs(tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
     """The real MiniLM on the sets that come with the project, with one text of the sets among the training pairs."""
     output = f"output.path={tmp_path / 'scores.json'}"

@@ -69,6 +69,7 @@ def test_a_text_finds_the_images_that_the_model_puts_beside_it(
     assert np.abs(vectors - image_features.numpy()).max() <= 1e-4
 
 
+@pytest.mark.slow
 def test_parquet_bytes_and_texts_of_one_corpus_share_a_space(tmp_path: Path) -> None:
     rows = [
         {"id": f"i{n}", "picture": {"bytes": encoded(drawn(n)), "path": f"{n}.png"}, "words": None} for n in range(6)
@@ -96,6 +97,7 @@ def test_parquet_bytes_and_texts_of_one_corpus_share_a_space(tmp_path: Path) -> 
     assert snapshot_of(tmp_path).number == 1
 
 
+@pytest.mark.slow
 def test_images_that_rows_only_name_are_fetched_from_beside_them(tmp_path: Path) -> None:
     images = image_files(tmp_path / "photos", 4)
     lines = [{"id": Path(path).stem, "file": f"photos/{Path(path).name}"} for path in images]

@@ -258,6 +258,7 @@ def test_ready_vectors_are_searched_in_a_batch(tmp_path: Path, capsys: pytest.Ca
     assert list(tmp_path.glob("results.parquet.*")) == [], "the parts are gone"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_binary_and_int8_and_half_vectors(tmp_path: Path) -> None:
     documents = corpus(3000)

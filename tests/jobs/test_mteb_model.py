@@ -42,6 +42,7 @@ def test_tasks_of_mteb_give_what_sentence_transformers_gives(tmp_path: Path, tin
                 assert found[name] == pytest.approx(expected[name], abs=2e-5), name
 
 
+@pytest.mark.slow
 def test_prompts_reach_the_texts(tiny_model: Path, local_ray: None) -> None:
     """A prompt for a task by mteb's name is put before its texts."""
     rng = np.random.default_rng(0)

@@ -69,6 +69,7 @@ def brute_force(folder: Path, texts: list[str]) -> np.ndarray:  # type: ignore[t
     return -np.sort(-queries @ values.T, axis=1)[:, :3]
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on(folder: Path, tmp_path: Path) -> None:
     """Parts that are there already are not searched again."""
     write_jsonl(tmp_path / "a.jsonl", QUERIES)

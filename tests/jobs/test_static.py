@@ -62,6 +62,7 @@ def test_word_vectors_from_plan_to_search(tmp_path: Path, capsys: pytest.Capture
     assert "doc-5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_distilled_model_embeds_as_sentence_transformers(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
@@ -90,6 +91,7 @@ def test_a_distilled_model_embeds_as_sentence_transformers(
     np.testing.assert_allclose(np.stack(table["embedding"].to_numpy(zero_copy_only=False)), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_document_without_a_known_word_is_no_fault_of_an_evaluation(tmp_path: Path) -> None:
     pytest.importorskip("mteb")

@@ -93,6 +93,7 @@ def test_sets_are_prepared_once_and_then_not_read_again(tmp_path: Path) -> None:
     assert everything(config) == before
 
 
+@pytest.mark.slow
 def test_a_half_written_set_is_written_again(tmp_path: Path) -> None:
     write_sources(tmp_path / "in")
     config = config_of(str(tmp_path / "in"), str(tmp_path / "run"))
@@ -103,6 +104,7 @@ def test_a_half_written_set_is_written_again(tmp_path: Path) -> None:
     assert everything(config) == before
 
 
+@pytest.mark.slow
 def test_runs_share_the_folder_that_they_name(tmp_path: Path) -> None:
     write_sources(tmp_path / "in")
     shared = {"path": str(tmp_path / "shared")}
@@ -161,6 +163,7 @@ def test_a_misspelt_key_of_a_set_is_named_with_those_that_there_are() -> None:
         check_config(TrainConfig, {"sets": sets, "output": {"path": "run"}}, [])
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_whoever_reads_it_stops_the_run(tmp_path: Path) -> None:
     write_sources(tmp_path / "in")
     config = config_of(str(tmp_path / "in"), str(tmp_path / "run"))
