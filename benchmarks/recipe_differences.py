@@ -2,8 +2,8 @@
 
     python -m benchmarks.recipe_differences
 
-Runs the tests of published recipes and of models that see images, which record recipe, reference and difference in
-float32, and prints one line a recipe: the largest of its tests.
+Runs the tests of published and sparse recipes and of models that see images, which record recipe, reference and
+difference in float32, and prints one line a recipe: the largest of its tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent / "tests" / "operators" / "embedder"
-FILES = ("test_published_*.py", "vision/test_vision_vectors.py")
+FILES = ("test_published_*.py", "sparse/test_sparse_recipes.py", "vision/test_vision_vectors.py")
 
 
 def main() -> int:
