@@ -50,8 +50,6 @@ def check_late(spec: EmbedderSpec) -> None:
     )
     if recipe.kind != "transformer":
         raise InputError(f"{refused} in a transformer, and {spec.model} is of kind {recipe.kind}")
-    if recipe.kind != "transformer":
-        raise InputError(f"{refused}, and {spec.model} is a {recipe.kind}")
     if recipe.pooling != "mean":
         raise InputError(f"{refused}, and {spec.model} has pooling {recipe.pooling}, not mean")
     if recipe.sparse is not None:
