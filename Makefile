@@ -22,8 +22,9 @@ quickstart: $(INSTALLED)          ## embed the Python standard library's sources
 	  $(BIN)/python -m jobs search out/quickstart-index query="$$query" k=5 || exit $$?; \
 	done
 
-test: $(INSTALLED) check          ## all checks, then the tests that are quick
-	$(BIN)/python -m pytest -q -m "not slow"
+test: $(INSTALLED) check          ## all checks, then the quick tests: those that need no Ray on both cores
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile tests/operators
+	$(BIN)/python -m pytest -q -m "not slow" tests/cluster tests/jobs
 
 test-all: $(INSTALLED) check      ## the slow ones too: kills, faults, clusters
 	$(BIN)/python -m pytest -q

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import scipy.sparse
 
 from operators.embedder.sparse.vectors import SparseVectors
 from operators.errors import InputError
@@ -178,6 +177,8 @@ def sparse_queries(given: Any, num_ids: int) -> SparseVectors:
     if isinstance(given, SparseVectors):
         queries = given
     else:
+        import scipy.sparse  # a quarter of a second, which dense searches need not pay
+
         matrix = scipy.sparse.csr_array(given)
         if matrix.shape[1] != num_ids:
             raise InputError(f"give sparse queries over {num_ids} ids: they have {matrix.shape[1]}")

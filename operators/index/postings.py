@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import scipy.sparse
 from numpy.typing import NDArray
 
 from operators.embedder.sparse.vectors import SparseVectors
 from operators.errors import InputError
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 Mask = NDArray[np.bool_]
 _SCHEMA = pa.schema(
@@ -71,6 +74,8 @@ class Postings:
     """An inverted file whose hash has been checked, mapped."""
 
     def __init__(self, file: Path, rows: int) -> None:
+        import scipy.sparse  # a quarter of a second, which dense searches need not pay
+
         try:
             batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
         except (pa.ArrowInvalid, OSError) as error:
@@ -102,6 +107,8 @@ class Postings:
 
     def _by_term(self, queries: SparseVectors) -> scipy.sparse.csr_array:
         """The queries over the ids that occur here; the others add nothing to any score."""
+        import scipy.sparse
+
         places_S = np.searchsorted(self._terms_T, queries.indices_S)
         known_S = places_S < len(self._terms_T)
         known_S[known_S] = self._terms_T[places_S[known_S]] == queries.indices_S[known_S]
