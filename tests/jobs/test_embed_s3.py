@@ -106,9 +106,9 @@ def assert_no_secret(server: S3Server, dataset: Location, log: str) -> None:
 
 
 def test_options_reach_the_workers_and_stay_there(
-    server: S3Server, corpus: Corpus, tmp_path: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
+    rgw_server: S3Server, corpus: Corpus, tmp_path: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bucket = locate(f"s3://{server.make_bucket()}", server.storage_options)
+    bucket = locate(f"s3://{rgw_server.make_bucket()}", rgw_server.storage_options)
     corpus.upload(bucket)
     config = s3_config(tmp_path, tiny_model, bucket)
     assert run_job("embed", config) == 0
@@ -124,7 +124,7 @@ def test_options_reach_the_workers_and_stay_there(
     assert len(after.keys - before) == 1
     assert len(before - after.keys) == 60 // ROWS_PER_FRAGMENT
     assert sum(record.rows for record in after.records) == ROWS - 60 + 1
-    assert_no_secret(server, bucket / "vectors", log + "".join(capfd.readouterr()))
+    assert_no_secret(rgw_server, bucket / "vectors", log + "".join(capfd.readouterr()))
 
 
 @pytest.mark.slow

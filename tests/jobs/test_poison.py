@@ -59,6 +59,7 @@ def fragile_checkpoint(folder: Path, word: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_deadly_document_is_found_and_rejected(tmp_path: Path) -> None:
     model = fragile_checkpoint(tmp_path / "model", "government")
     rows = documents(300)

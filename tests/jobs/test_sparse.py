@@ -193,7 +193,9 @@ def test_searches_are_those_of_the_whole_matrices(indexed: Path, capsys: pytest.
     assert "nothing to do" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fusion", [Fusion(), Fusion(method="weighted", alpha=0.3)])
+@pytest.mark.parametrize(
+    "fusion", [Fusion(), pytest.param(Fusion(method="weighted", alpha=0.3), marks=pytest.mark.slow)]
+)
 def test_a_batch_search_takes_all_that_the_index_has(indexed: Path, tmp_path: Path, fusion: Fusion) -> None:
     """Sparse, or both fused, of the recipe's vectors for queries."""
     is_sparse_alone = indexed.name.startswith("sparse")
