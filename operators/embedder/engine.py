@@ -54,7 +54,7 @@ class Embedder:
         selftest.check_tokens(tokenizer, spec)
         selftest.check_prompts(tokenizer, spec)
         ids = tokenizer(selftest.texts()).input_ids
-        model = _load(spec, tokenizer)
+        model = load_trunk(spec, tokenizer, _loading_dtype(spec), spec.recipe.merge_adapters)
         check_shapes(model, spec, tokenizer)
         root = checkpoint.locate_root(spec.recipe.checkpoint, spec.recipe.revision)
         self._head = load_head(root, spec.recipe.head, model)
@@ -165,18 +165,22 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def _load(spec: EmbedderSpec, tokenizer: Tokenizer) -> transformers.PreTrainedModel:
-    """The text model on the CPU, its adapters applied."""
+def _loading_dtype(spec: EmbedderSpec) -> torch.dtype:
+    if text_config(verified_folder(spec, weights=False), spec.recipe).get("model_type") in fast_bert.FAMILIES:
+        return torch.float32  # `_make_forward` compares with it before it casts
+    return DTYPES[spec.recipe.compute_dtype]
+
+
+def load_trunk(
+    spec: EmbedderSpec, tokenizer: Tokenizer, dtype: torch.dtype, merge_adapters: bool
+) -> transformers.PreTrainedModel:
+    """The text model on the CPU, its adapters applied; all but the last are merged into its weights anyway."""
     recipe = spec.recipe
-    folder = verified_folder(spec, weights=True)
-    dtype = DTYPES[recipe.compute_dtype]
-    if text_config(folder, recipe).get("model_type") in fast_bert.FAMILIES:
-        dtype = torch.float32  # `_make_forward` compares with it before it casts
-    model = load_model(folder, dtype, recipe)
+    model = load_model(verified_folder(spec, weights=True), dtype, recipe)
     for i, name in enumerate(recipe.adapters, start=1):
         from operators.embedder.adapters import apply_adapter  # peft: a second, for the few recipes that need it
 
-        merge = recipe.merge_adapters or i < len(recipe.adapters)
+        merge = merge_adapters or i < len(recipe.adapters)
         model = apply_adapter(model, locate_adapter(name), merge, selftest.probe_ids(tokenizer))
     return model
 
@@ -189,10 +193,15 @@ def check_shapes(model: transformers.PreTrainedModel, spec: EmbedderSpec, tokeni
     for layer in spec.recipe.layers:
         if not -num_layers - 1 <= layer <= num_layers:
             raise InputError(f"layers: {layer} is not there: {spec.recipe.checkpoint} has {num_layers} layers")
-    if tokenizer.max_id >= table.num_embeddings:
+    check_vocabulary(table.num_embeddings, spec, tokenizer)
+
+
+def check_vocabulary(num_embeddings: int, spec: EmbedderSpec, tokenizer: Tokenizer) -> None:
+    """Raise InputError for a tokenizer with ids that a model of texts has no embeddings for."""
+    if tokenizer.max_id >= num_embeddings:
         raise InputError(
             f"{spec.recipe.checkpoint}: the tokenizer has ids up to {tokenizer.max_id}, "
-            f"but the model has only {table.num_embeddings} token embeddings: they do not belong together"
+            f"but the model has only {num_embeddings} token embeddings: they do not belong together"
         )
 
 

@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from operators.embedder import checkpoint, selftest
-from operators.embedder.adapter_files import locate_adapter
-from operators.embedder.adapters import apply_adapter
 from operators.embedder.batching import Batch
+from operators.embedder.engine import check_shapes, load_trunk
 from operators.embedder.forward import PaddedForward, PaddedTrunk
 from operators.embedder.heads import load_head
 from operators.embedder.latent import load_latent_attention
-from operators.embedder.loading import load_model
-from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 
@@ -115,9 +113,8 @@ class Encoder(torch.nn.Module):
         if recipe.kind == "static" or recipe.prepend is not None:
             raise InputError(f"{spec.model} cannot be trained: it is static, or reads token states while it runs")
         tokenizer = Tokenizer(spec)
-        model = load_model(verified_folder(spec, weights=True), torch.float32, recipe)
-        for name in recipe.adapters:
-            model = apply_adapter(model, locate_adapter(name), True, selftest.probe_ids(tokenizer))
+        model = load_trunk(spec, tokenizer, torch.float32, merge_adapters=True)
+        check_shapes(model, spec, tokenizer)
         root = checkpoint.locate_root(recipe.checkpoint, recipe.revision)
         self.head = load_head(root, recipe.head, model)
         model.to(device)

@@ -46,7 +46,7 @@ def export(encoder: Encoder, folder: Path) -> None:
     _write_recipe(folder, encoder, names)
     if says_it_all(recipe):
         _write_end_token(folder, recipe)
-        _write_layout(folder, encoder, names)
+        _write_layout(folder, encoder, names, int(trunk.config.hidden_size))
 
 
 def says_it_all(recipe: Recipe) -> bool:
@@ -121,9 +121,9 @@ def _write_end_token(folder: Path, recipe: Recipe) -> None:
     backend.save(str(file))
 
 
-def _write_layout(folder: Path, encoder: Encoder, head: tuple[str, ...]) -> None:
+def _write_layout(folder: Path, encoder: Encoder, head: tuple[str, ...], hidden: int) -> None:
     """The files by which sentence-transformers knows how to embed."""
-    recipe, hidden = encoder.spec.recipe, encoder.merged_trunk().config.hidden_size
+    recipe = encoder.spec.recipe
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *((name, "Dense") for name in head)]
     kinds += [(f"{len(kinds)}_Normalize", "Normalize")] * recipe.normalize
     modules = [

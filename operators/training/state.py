@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -66,17 +65,11 @@ def load(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, run: 
     with torch.no_grad():
         for name, weight in weights.items():
             parameters[name].copy_(weight)
-    names = _names(encoder, optimizer)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            own = f"{names[id(parameter)]}/"
-            state: dict[str, Any] = {
-                key.removeprefix(own): value for key, value in moments.items() if key.startswith(own)
-            }
-            if state:
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
-                }
+    _names(encoder, optimizer)
+    for key, value in moments.items():
+        name, _, kind = key.rpartition("/")
+        own = parameters[name]
+        optimizer.state[own][kind] = value if kind == "step" else value.to(own.device)
     return progress
 
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from operators.embedder import batching
 from operators.embedder.batching import Batch
-from operators.embedder.engine import choose_device, prepare_process
-from operators.embedder.forward import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
+from operators.embedder.engine import check_vocabulary, choose_device, prepare_process
+from operators.embedder.forward import default_batch_tokens
 from operators.embedder.loading import DTYPES, load_model
 from operators.embedder.pooling import pool
 from operators.embedder.spec import EmbedderSpec, verified_folder
@@ -57,8 +57,7 @@ class VisionLanguageEmbedder:
         self._model.language_model.config.use_cache = False
         _check_ids(self._model, spec, reader.tokenizer, reader.facts.image_token_id)
         self.flops = VisionFlops.of(self._model, spec.recipe.kind)
-        default = CUDA_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
-        self.batch_tokens = batch_tokens or default
+        self.batch_tokens = batch_tokens or default_batch_tokens(self.device)
         selftest.check(self, selftest.known_inputs(reader, spec))
 
     @torch.inference_mode()
@@ -106,11 +105,6 @@ class VisionLanguageEmbedder:
 
 
 def _check_ids(model: Any, spec: EmbedderSpec, tokenizer: Tokenizer, image_token_id: int | None) -> None:
-    num_embeddings = int(model.get_input_embeddings().num_embeddings)
-    if tokenizer.max_id >= num_embeddings:
-        raise InputError(
-            f"{spec.recipe.checkpoint}: the tokenizer has ids up to {tokenizer.max_id}, but the model has only "
-            f"{num_embeddings} token embeddings: they do not belong together"
-        )
+    check_vocabulary(int(model.get_input_embeddings().num_embeddings), spec, tokenizer)
     if image_token_id is None or image_token_id > tokenizer.max_id:
         raise InputError(f"{spec.recipe.checkpoint}: its image token ({image_token_id}) is not one of its tokenizer's")

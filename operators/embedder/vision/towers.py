@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from operators.embedder import batching
-from operators.embedder.engine import choose_device, prepare_process
-from operators.embedder.forward import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
+from operators.embedder.engine import check_vocabulary, choose_device, prepare_process
+from operators.embedder.forward import default_batch_tokens
 from operators.embedder.loading import DTYPES, load_model
 from operators.embedder.spec import EmbedderSpec, verified_folder
 from operators.embedder.tokenizing import Tokenizer
@@ -50,10 +50,10 @@ class TwoTowerEmbedder:
         self._dtype = DTYPES[spec.recipe.compute_dtype]
         self._model = load_model(verified_folder(spec, weights=True), self._dtype, spec.recipe).to(self.device)
         self._pad_id = _pad_id(spec, reader.tokenizer, self._facts.model_type)
-        _check_ids(self._model, spec, reader.tokenizer)
+        table = self._model.text_model.get_input_embeddings()
+        check_vocabulary(table.num_embeddings, spec, reader.tokenizer)
         self.flops = VisionFlops.of(self._model, spec.recipe.kind)
-        default = CUDA_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
-        self.batch_tokens = batch_tokens or default
+        self.batch_tokens = batch_tokens or default_batch_tokens(self.device)
         selftest.check(self, selftest.known_inputs(reader, spec))
 
     @torch.inference_mode()
@@ -113,12 +113,3 @@ def _pad_id(spec: EmbedderSpec, tokenizer: Tokenizer, model_type: str) -> int | 
             f"{model_type} and has {'none' if pad_token is None else repr(pad_token)}"
         )
     return None if pad_token is None else tokenizer.token_id(pad_token)
-
-
-def _check_ids(model: torch.nn.Module, spec: EmbedderSpec, tokenizer: Tokenizer) -> None:
-    table = model.text_model.get_input_embeddings()  # type: ignore[operator,union-attr]  # of both families
-    if tokenizer.max_id >= table.num_embeddings:
-        raise InputError(
-            f"{spec.recipe.checkpoint}: the tokenizer has ids up to {tokenizer.max_id}, but the text tower has only "
-            f"{table.num_embeddings} token embeddings: they do not belong together"
-        )
