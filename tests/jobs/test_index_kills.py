@@ -61,7 +61,9 @@ def test_builders_killed_at_random_moments(config: Path, vectors: Path) -> None:
     kills = 0
     while process.poll() is None and kills < MOMENTS:
         time.sleep(moments.uniform(0.1, 1.0))
-        builders = _builders(process.pid)
+        # a builder has its name only while it builds, which takes less time than looking for it now and then would find
+        while not (builders := _builders(process.pid)) and process.poll() is None:
+            pass
         if builders:
             moments.choice(builders).kill()
             kills += 1
