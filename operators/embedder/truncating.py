@@ -71,13 +71,13 @@ def kept_between(backend: tokenizers.Tokenizer, texts: pa.StringArray, prefix: s
             contents[row] = ids if len(ids) <= keep else _cut_between(backend, prefix, text, suffix, keep)
         rows = []
         for row, text in cut:
-            text = text[: word_end(text, len(text) - 1)[0] or len(text)]
-            num_tokens = len(backend.encode(prefix + text, add_special_tokens=False))
-            if num_tokens <= keep:
+            end, before_blank = word_end(text, len(text) - 1)
+            encoding = backend.encode(prefix + text[:end], add_special_tokens=False)
+            if _sure_tokens(encoding, before_blank) <= keep:
                 rows.append(row)
                 continue
-            contents[row] = _cut_between(backend, prefix, text, suffix, keep)
-            totals[row] = max(keep + 1, round(num_tokens * num_bytes_N[row] / len(text.encode())))
+            contents[row] = _cut_between(backend, prefix, text[:end], suffix, keep)
+            totals[row] = max(keep + 1, round(len(encoding) * num_bytes_N[row] / len(text[:end].encode())))
         limit *= GROWTH
     return contents, totals
 
