@@ -91,7 +91,8 @@ class Curve:
 
     def to_jsonl(self) -> str:
         """One line a record, by step, an evaluation before the step that follows it; floats keep every bit."""
-        records = sorted((*self.evaluations, *self.steps), key=lambda one: one.step)  # stable: evaluations first
+        records: list[StepMetrics | Evaluated] = [*self.evaluations, *self.steps]
+        records.sort(key=lambda one: one.step)  # stable: evaluations first
         return "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in records)
 
     @staticmethod
