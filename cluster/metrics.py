@@ -32,6 +32,25 @@ class FragmentCounts(Protocol):
     def seconds(self) -> Mapping[str, float]: ...  # stage -> busy seconds
 
 
+class StepCounts(Protocol):
+    """One step of a training, of all its workers; `operators.training.curve.StepMetrics` is one."""
+
+    @property
+    def loss(self) -> float: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def gradient_norm(self) -> float: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def rows_per_second(self) -> float: ...
+    @property
+    def tokens_per_second(self) -> float: ...
+
+
 class EmbedMetrics:
     """The metrics of one embed job."""
 
@@ -85,6 +104,44 @@ class IndexMetrics:
         _add(self._shards, 1 if vectors else 0, {})
 
 
+class TrainMetrics:
+    """The metrics of one training; recorded in the worker of rank 0 alone, for all of them."""
+
+    def __init__(self, job: str) -> None:
+        def gauge(name: str, description: str, *tags: str) -> Gauge:
+            metric = Gauge(name, description=description, tag_keys=("job", *tags))
+            metric.set_default_tags({"job": job})
+            return metric
+
+        self._counters = {
+            "steps": Counter("train_steps_total", description="Optimisation steps done.", tag_keys=("job",)),
+            "rows": Counter("train_pairs_total", description="Rows of training sets used.", tag_keys=("job",)),
+            "tokens": Counter("train_tokens_total", description="Tokens read, padding excluded.", tag_keys=("job",)),
+        }
+        for counter in self._counters.values():
+            counter.set_default_tags({"job": job})
+        self._gauges = {
+            "loss": gauge("train_loss", "Loss of the last step."),
+            "learning_rate": gauge("train_learning_rate", "Learning rate of the last step."),
+            "gradient_norm": gauge("train_gradient_norm", "Length of the last step's gradient, before it was clipped."),
+            "rows_per_second": gauge("train_pairs_per_second", "Rows a second in the last step."),
+            "tokens_per_second": gauge("train_tokens_per_second", "Tokens a second in the last step."),
+        }
+        self._score = gauge("train_evaluation_score", "The last evaluation, by score.", "score")
+
+    def record(self, step: StepCounts) -> None:
+        """Add one step."""
+        for name, counter in self._counters.items():
+            _add(counter, 1 if name == "steps" else getattr(step, name), {})
+        for name, metric in self._gauges.items():
+            metric.set(getattr(step, name))
+
+    def evaluated(self, scores: Mapping[str, float]) -> None:
+        """Show the scores of an evaluation, by name."""
+        for name, score in scores.items():
+            self._score.set(score, tags={"score": name})
+
+
 @functools.cache
 def index_metrics() -> IndexMetrics:
     """This process's metrics of index jobs."""
@@ -95,6 +152,12 @@ def index_metrics() -> IndexMetrics:
 def embed_metrics(job: str) -> EmbedMetrics:
     """This process's metrics of a job; a second set under the same names would count apart."""
     return EmbedMetrics(job)
+
+
+@functools.cache
+def train_metrics(job: str) -> TrainMetrics:
+    """This process's metrics of a training."""
+    return TrainMetrics(job)
 
 
 def _add(counter: Counter, value: float, tags: dict[str, str]) -> None:
