@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from operators.evaluation.results import SIGNIFICANT, Evaluation, ModelResult, TaskResult
 from operators.report.figures import count, duration, money, percent, printable
+from operators.report.markdown import cell, table
 
 NONE = "–"
 CONTAMINATION_HEAD = ("task", "texts", "exact", "overlapping", "share", "too short to overlap")
@@ -46,28 +47,28 @@ def model_card(evaluation: Evaluation) -> str:
     """All models side by side, as Markdown."""
     names = [model.name for model in evaluation.models]
     lines = [
-        f"# Model card: {', '.join(map(_cell, names))}",
+        f"# Model card: {', '.join(map(cell, names))}",
         "",
-        f"Evaluated {evaluation.started} on {_cell(evaluation.hardware)}; "
+        f"Evaluated {evaluation.started} on {cell(evaluation.hardware)}; "
         f"intervals are {100 * evaluation.confidence:g} %, by bootstrap.",
         "",
         "## Quality",
         "",
-        *_table(["task", "metric", *names], [[t, m, *cells] for t, m, cells in _score_rows(evaluation)]),
+        *table(["task", "metric", *names], [[t, m, *cells] for t, m, cells in _score_rows(evaluation)]),
         "",
         "## Size, speed and cost",
         "",
-        *_table(["", *names], fact_rows(evaluation.models)),
+        *table(["", *names], fact_rows(evaluation.models)),
     ]
     if evaluation.comparisons:
-        lines += ["", f"## Against {_cell(evaluation.comparisons[0].against)}", ""]
-        lines += _table(["task", "metric", "model", "difference", "p-value", ""], comparison_rows(evaluation))
+        lines += ["", f"## Against {cell(evaluation.comparisons[0].against)}", ""]
+        lines += table(["task", "metric", "model", "difference", "p-value", ""], comparison_rows(evaluation))
     if evaluation.contamination:
-        lines += ["", "## Seen in training", "", *_table(CONTAMINATION_HEAD, contamination_rows(evaluation))]
-        lines += ["", *(f"- {_cell(line)}" for line in example_lines(evaluation))]
+        lines += ["", "## Seen in training", "", *table(CONTAMINATION_HEAD, contamination_rows(evaluation))]
+        lines += ["", *(f"- {cell(line)}" for line in example_lines(evaluation))]
     notes = note_lines(evaluation)
     if notes:
-        lines += ["", "## Notes", "", *(f"- {_cell(note)}" for note in notes)]
+        lines += ["", "## Notes", "", *(f"- {cell(note)}" for note in notes)]
     return "\n".join([*lines, ""])
 
 
@@ -145,13 +146,3 @@ def _score_rows(evaluation: Evaluation) -> list[tuple[str, str, list[str]]]:
         (task, metric, [score_text(model.tasks.get(task), metric) for model in evaluation.models])
         for task, metric in main.items()
     ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
-
-
-def _cell(text: str) -> str:
-    """Text that ends no cell and is no markup."""
-    return printable(text).replace("|", "\\|").replace("<", "&lt;")

@@ -48,7 +48,7 @@ def throughput_svg(points: Sequence[ThroughputPoint], mean: float, planned: floa
         axes.set_xlabel(unit)
         axes.legend(loc="upper right", ncols=3)
 
-    return _svg("throughput", draw)
+    return svg("throughput", draw)
 
 
 def recall_svg(points: Sequence[tuple[float, float, float]], target: float, chosen: tuple[float, float]) -> str:
@@ -68,7 +68,7 @@ def recall_svg(points: Sequence[tuple[float, float, float]], target: float, chos
         axes.set_xlabel("CPU ms a query")
         axes.legend(loc="lower right")
 
-    return _svg("recall", draw)
+    return svg("recall", draw)
 
 
 def scores_svg(models: Sequence[tuple[str, Sequence[tuple[str, float, float, float]]]]) -> str:
@@ -82,17 +82,17 @@ def scores_svg(models: Sequence[tuple[str, Sequence[tuple[str, float, float, flo
             values = np.array([score for _, score, _, _ in scores])
             reach = np.array([[score - low, high - score] for _, score, low, high in scores]).T.clip(min=0)
             color = SERIES[i % len(SERIES)]
-            axes.bar(at, values, width=0.9 * width, color=color, alpha=0.75, label=_label(name))
+            axes.bar(at, values, width=0.9 * width, color=color, alpha=0.75, label=label(name))
             axes.errorbar(at, values, yerr=reach, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
         slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(tasks) > 4 else {}
-        axes.set_xticks(range(len(tasks)), [_label(task) for task in tasks], **slanted)
+        axes.set_xticks(range(len(tasks)), [label(task) for task in tasks], **slanted)
         lowest = min(low for _, scores in models for *_, low, _ in scores)
         axes.set_ylim(min(0.0, lowest), 1.25 * max([high for _, scores in models for *_, high in scores] + [1e-9]))
         axes.yaxis.set_major_formatter("{x:.2f}")
         axes.grid(visible=False, axis="x")
         axes.legend(loc="upper right", ncols=min(4, max(1, len(models))))
 
-    return _svg("scores", draw)
+    return svg("scores", draw)
 
 
 def recall_by_rank_svg(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> str:
@@ -101,7 +101,7 @@ def recall_by_rank_svg(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]
     def draw(axes: Axes) -> None:
         for i, (name, points) in enumerate(curves):
             ranks, recall = zip(*points, strict=True)
-            axes.plot(ranks, recall, "o-", color=SERIES[i % len(SERIES)], markersize=3.5, label=_label(name))
+            axes.plot(ranks, recall, "o-", color=SERIES[i % len(SERIES)], markersize=3.5, label=label(name))
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(0, 1.05)
@@ -109,7 +109,7 @@ def recall_by_rank_svg(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]
         axes.set_xlabel("results looked at")
         axes.legend(loc="lower right")
 
-    return _svg("recall by rank", draw)
+    return svg("recall by rank", draw)
 
 
 def lengths_svg(histogram: Sequence[int], planned: Sequence[int] = ()) -> str:
@@ -132,7 +132,7 @@ def lengths_svg(histogram: Sequence[int], planned: Sequence[int] = ()) -> str:
         if any(planned):
             axes.legend(loc="upper right", ncols=2)
 
-    return _svg("lengths", draw)
+    return svg("lengths", draw)
 
 
 def stages_svg(seconds: Mapping[str, float]) -> str:
@@ -156,17 +156,18 @@ def _ranked(name: str, pairs: Sequence[tuple[str, float]], color: str, show: Any
     def draw(axes: Axes) -> None:
         bars = axes.barh(places, values, height=0.62, color=color, alpha=0.75)
         axes.bar_label(bars, [show(value) for value in values], padding=4, color=INK, fontsize=9)
-        axes.set_yticks(places, [_label(text) for text, _ in pairs])
+        axes.set_yticks(places, [label(text) for text, _ in pairs])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.25 * max(*values, 1e-9) if values else 1)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         axes.grid(visible=False)
 
-    return _svg(name, draw)
+    return svg(name, draw)
 
 
-def _svg(name: str, draw: Any) -> str:
+def svg(name: str, draw: Any) -> str:
+    """What `draw` puts on the axes it is given, in the style of all plots."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -219,7 +220,7 @@ _ROOT_ATTRIBUTES = (
 )
 
 
-def _label(text: str) -> str:
+def label(text: str) -> str:
     """A tick label of at most 28 characters that every font has; the page's tables have the whole text."""
     plain = "".join(c if c.isprintable() and ord(c) < 256 else "?" for c in text)
     return plain if len(plain) <= _MAX_LABEL else plain[: _MAX_LABEL - 1] + "~"
