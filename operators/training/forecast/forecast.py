@@ -1,0 +1,79 @@
+"""A training on paper: whether it fits a GPU, what takes its memory, and how long a step is."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from operators.training.forecast.accelerators import Accelerator
+from operators.training.forecast.memory import Memory, memory
+from operators.training.forecast.method import Load, Method
+from operators.training.forecast.shape import ModelShape
+from operators.training.forecast.times import StepTime, forward_flops, step_time
+
+_MOST_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """One GPU's memory and the step's time."""
+
+    gpu: Accelerator
+    num_gpus: int
+    memory: Memory
+    time: StepTime
+    rows: int  # of a step
+    tokens: float  # of a step
+    useful_flops: float  # of a step: one forward, and its backward through all weights, whatever else is computed
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory suffices."""
+        return self.memory.total <= self.gpu.memory_bytes
+
+    @property
+    def largest_part(self) -> str:
+        """What takes most memory: where it does not fit, what to change first."""
+        parts = self.memory.parts
+        return max(parts, key=lambda name: parts[name])
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all GPUs."""
+        return self.tokens / self.time.total
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation: useful FLOPs over what the GPUs could do (PaLM, arXiv 2204.02311, appendix B)."""
+        return self.useful_flops / (self.time.total * self.num_gpus * self.gpu.flops_bfloat16)
+
+    @property
+    def hours_per_million_rows(self) -> float:
+        """Of all GPUs together working."""
+        return 1e6 / self.rows * self.time.total / 3600
+
+
+def forecast(
+    shape: ModelShape, method: Method, load: Load, gpu: Accelerator, num_gpus: int, utilization: float | None = None
+) -> Forecast:
+    """What a training would take; nothing is loaded and nothing measured."""
+    return Forecast(
+        gpu,
+        num_gpus,
+        memory(shape, method, load, num_gpus),
+        step_time(shape, method, load, gpu, num_gpus, utilization),
+        load.rows,
+        load.step_tokens,
+        3 * forward_flops(shape, load),
+    )
+
+
+def most_tokens(shape: ModelShape, method: Method, load: Load, gpu: Accelerator, num_gpus: int) -> int:
+    """The largest power of two of `tokens` and `pass_tokens` that fits; 0 where not even one text does."""
+    tokens = _MOST_TOKENS
+    while tokens >= max(load.query_tokens, load.document_tokens):
+        tried = dataclasses.replace(load, tokens=tokens, pass_tokens=min(tokens, load.pass_tokens))
+        if memory(shape, method, tried, num_gpus).total <= gpu.memory_bytes:
+            return tokens
+        tokens //= 2
+    return 0
