@@ -9,9 +9,7 @@ from operators.training.forecast.accelerators import Accelerator
 from operators.training.forecast.memory import Memory, memory
 from operators.training.forecast.method import Load, Method
 from operators.training.forecast.shape import ModelShape
-from operators.training.forecast.times import StepTime, forward_flops, step_time
-
-_MOST_TOKENS = 1 << 20
+from operators.training.forecast.times import StepTime, step_time, useful_flops
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,8 @@ class Forecast:
     time: StepTime
     rows: int  # of a step
     tokens: float  # of a step
-    useful_flops: float  # of a step: one forward, and its backward through all weights, whatever else is computed
+    held_tokens: float  # whose activations a GPU has at once
+    useful_flops: float  # of a step: one forward and its backward, whatever else is computed
 
     @property
     def fits(self) -> bool:
@@ -64,16 +63,20 @@ def forecast(
         step_time(shape, method, load, gpu, num_gpus, utilization),
         load.rows,
         load.step_tokens,
-        3 * forward_flops(shape, load),
+        load.held_tokens(num_gpus),
+        useful_flops(shape, method, load),
     )
 
 
-def most_tokens(shape: ModelShape, method: Method, load: Load, gpu: Accelerator, num_gpus: int) -> int:
-    """The largest power of two of `tokens` and `pass_tokens` that fits; 0 where not even one text does."""
-    tokens = _MOST_TOKENS
-    while tokens >= max(load.query_tokens, load.document_tokens):
+def widest(shape: ModelShape, method: Method, load: Load, gpu: Accelerator, num_gpus: int) -> Load:
+    """The load with the most tokens held that fit, a power of two of at most `load.tokens`; a pass has no more.
+
+    Where not even the longest text fits, that of the longest text.
+    """
+    tokens = load.tokens
+    while True:
         tried = dataclasses.replace(load, tokens=tokens, pass_tokens=min(tokens, load.pass_tokens))
-        if memory(shape, method, tried, num_gpus).total <= gpu.memory_bytes:
-            return tokens
+        fits = memory(shape, method, tried, num_gpus).total <= gpu.memory_bytes
+        if fits or tokens // 2 < max(load.query_tokens, load.document_tokens):
+            return tried
         tokens //= 2
-    return 0

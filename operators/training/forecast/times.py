@@ -51,11 +51,15 @@ def forward_flops(shape: ModelShape, load: Load) -> float:
     return shape.flops.per_token * load.step_tokens + shape.flops.per_pair * load.step_pairs
 
 
+def useful_flops(shape: ModelShape, method: Method, load: Load) -> float:
+    """FLOPs of one forward pass and its backward, through weights that are trained or only to what lies before."""
+    return (3 if method.rank is None else 2) * forward_flops(shape, load)
+
+
 def step_flops(shape: ModelShape, method: Method, load: Load, num_gpus: int) -> float:
     """FLOPs that a step computes, of all GPUs."""
     forwards = 1 + load.encoded_twice(num_gpus) + (1 if method.checkpointing else 0)
-    backwards = 2 if method.rank is None else 1
-    total = (forwards + backwards) * forward_flops(shape, load)
+    total = useful_flops(shape, method, load) + (forwards - 1) * forward_flops(shape, load)
     if method.rank is not None:
         total += 2.0 * (forwards + 2) * shape.adapter_parameters(method.rank) * load.step_tokens
     return total

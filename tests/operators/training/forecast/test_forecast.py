@@ -11,8 +11,9 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from operators.errors import InputError
+from operators.report.forecast_text import HEAD, forecast_row, forecast_text, part_rows
 from operators.training.forecast.accelerators import ACCELERATORS, LINK_SHARE
-from operators.training.forecast.forecast import forecast, most_tokens
+from operators.training.forecast.forecast import forecast, widest
 from operators.training.forecast.memory import memory
 from operators.training.forecast.method import Load, Method
 from operators.training.forecast.shape import ModelShape
@@ -121,12 +122,25 @@ def test_full_tuning_of_7b_fits_in_shards_alone(mistral_7b: ModelShape) -> None:
     assert shards.mfu == pytest.approx(0.4 * 3 / (4 + LOAD.encoded_twice(8)), rel=0.05)
 
 
-def test_most_tokens_is_the_largest_that_fits(mistral_7b: ModelShape) -> None:
+def test_widest_is_the_largest_power_of_two_that_fits(mistral_7b: ModelShape) -> None:
     method = Method(checkpointing=True, sharded=True)
-    most = most_tokens(mistral_7b, method, LOAD, H100, 8)
-    load = dataclasses.replace(LOAD, rows=1 << 20, tokens=most, pass_tokens=min(most, LOAD.pass_tokens))
-    assert memory(mistral_7b, method, dataclasses.replace(load, rows=LOAD.rows), 8).total <= 80e9
-    assert most_tokens(mistral_7b, Method(), LOAD, H100, 8) == 0
+    many = dataclasses.replace(LOAD, rows=1 << 16, tokens=1 << 20)
+    found = widest(mistral_7b, method, many, H100, 8)
+    twice = dataclasses.replace(found, tokens=2 * found.tokens)
+    assert memory(mistral_7b, method, found, 8).total <= H100.memory_bytes < memory(mistral_7b, method, twice, 8).total
+    assert widest(mistral_7b, Method(), many, H100, 8).tokens == 512  # nothing fits: that of the longest text
+
+
+def test_table_says_what_fits_and_what_takes_most(mistral_7b: ModelShape) -> None:
+    fitting = forecast(mistral_7b, Method(checkpointing=True, sharded=True), LOAD, H100, 8)
+    rows = [forecast_row("a", fitting), forecast_row("b", forecast(mistral_7b, Method(), LOAD, H100, 8))]
+    assert rows[0][4] == "of 80.0 GB"
+    assert rows[1][4].startswith("no: activations ")
+    assert len({len(row) for row in (HEAD, *rows)}) == 1
+    assert forecast_text(rows).splitlines()[1].startswith("a       8 H100  16,384 ")
+    head, parts = part_rows({"a": fitting})
+    assert head == ["", "a"]
+    assert [row[0] for row in parts] == [*fitting.memory.parts, "all"]
 
 
 @pytest.mark.parametrize(
