@@ -9,7 +9,6 @@ compared with all queries where they were embedded: neither their texts nor thei
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from cluster.environment import COMPUTE_VARIABLES
 from jobs.config import Compute
 from jobs.identity import RECIPES
 from jobs.pipeline import EMBED_CPU_SHARE
-from operators.embedder.choice import load_embedder
+from operators.embedder.prompted import PromptedEmbedders
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
@@ -40,7 +39,6 @@ from operators.storage import Location
 _IN_FLIGHT = 2  # blocks a worker: one that it embeds, one that is on its way
 _READ_CPUS = 0.1
 _LEAST_ROWS = 64  # of a block: below, a batch sorted by length pads more than a further worker gains
-_PROMPTS_LOADED = 2  # models in memory of a recipe whose pooling depends on the prompt: for documents and for queries
 _RETRIES = 2  # of a block whose worker died
 
 
@@ -82,9 +80,7 @@ class EmbeddingWorker:
     """One process with the model, which serves every prompt of its recipe."""
 
     def __init__(self, config: EmbedderConfig, threads: int, spec: EmbedderSpec) -> None:
-        self._load = functools.partial(load_embedder, batch_tokens=config.batch_tokens, device=config.device)
-        self._threads = threads
-        self._embedders: dict[str, Any] = {}  # by what of the prompt they depend on, the latest used last
+        self._embedder = PromptedEmbedders(config, threads)
         self._tokenizers: dict[str, Tokenizer] = {}
         self._embedder(spec)
 
@@ -105,16 +101,6 @@ class EmbeddingWorker:
                 f"as {text[:80]!r}"
             )
         return Embedded(start, vectors.values_ND, int(tokens.num_tokens.to_numpy().sum()), len(bad))
-
-    def _embedder(self, spec: EmbedderSpec) -> Any:
-        # A prompt is only tokens to a model that pools them all; else places in it tell what is pooled or averaged.
-        depends = len(spec.templates) > 1 or spec.recipe.pool_over != "all"
-        key = spec.fingerprint if depends else ""
-        embedder = self._embedders.pop(key, None)
-        while embedder is None and len(self._embedders) >= _PROMPTS_LOADED:
-            self._embedders.pop(next(iter(self._embedders)))
-        self._embedders[key] = embedder if embedder is not None else self._load(spec, threads=self._threads)
-        return self._embedders[key]
 
     def nearest(
         self, spec: EmbedderSpec, block: DocumentBlock, queries_QD: Vectors, k: int

@@ -59,7 +59,7 @@ def embedded_rows(work: Iterable[Work], setup: Setup, last: Callable[[pa.Table],
     """Run the pipeline up to the vectors and pass each fragment with them to a `last` stage; yields what that makes."""
     configure_ray_data()
     compute = setup.config.compute
-    pool = _pool(compute)
+    pool = actor_pool(compute)
     # So few CPUs a task would let Ray start dozens of processes on each node; a GPU eats what two tokenizers make.
     tasks = ray.data.TaskPoolStrategy(size=2 * pool.max_size if compute.gpus_per_worker else pool.max_size)
     few = ray.data.TaskPoolStrategy(size=max(1, tasks.size // 2))
@@ -114,7 +114,8 @@ def configure_ray_data() -> None:
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)
 
 
-def _pool(compute: Compute) -> ray.data.ActorPoolStrategy:
+def actor_pool(compute: Compute) -> ray.data.ActorPoolStrategy:
+    """The workers that a config asks for, or as many as the cluster has room for."""
     resources = ray.cluster_resources()
     if compute.gpus_per_worker:
         fitting = int(resources.get("GPU", 0) / compute.gpus_per_worker)

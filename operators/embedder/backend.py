@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import tokenizers
 
 from operators.embedder.spec import EmbedderSpec, verified_folder
@@ -21,14 +24,20 @@ def special_ids(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def load_backend(spec: EmbedderSpec) -> tokenizers.Tokenizer:
+    """The tokenizer of a recipe's checkpoint."""
     folder = verified_folder(spec, weights=False)
     if spec.recipe.kind == "static":
         return static_folder.load_tokenizer(folder)
+    return load_fast(folder, spec.recipe.trust_remote_code)[0]
+
+
+def load_fast(folder: Path, trust_remote_code: bool) -> tuple[tokenizers.Tokenizer, Any]:
+    """A checkpoint's tokenizer without limits or padding of its own, and the transformers object that holds it."""
     import transformers  # seconds, and only a worker needs it
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=spec.recipe.trust_remote_code
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         raise InputError(f"cannot load the tokenizer of {folder}: {error}") from error
@@ -37,4 +46,4 @@ def load_backend(spec: EmbedderSpec) -> tokenizers.Tokenizer:
         raise InputError(f"{folder} has no fast tokenizer: it needs a tokenizer.json")
     backend.no_truncation()  # a checkpoint's own limits (MiniLM's file says 128) give way to the recipe's
     backend.no_padding()
-    return backend
+    return backend, tokenizer

@@ -40,7 +40,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     if config.get("model_type") in TWO_TOWERS:
         return _two_towers(folder, config)
-    fields = {"pooling": "mean", "normalize": True, "max_tokens": _max_tokens(folder, config, None)}
+    fields = {"pooling": "mean", "normalize": True, "max_tokens": max_tokens_of(folder, config, None)}
     logger.warning(
         "%s does not say how it embeds: assuming mean pooling, normalised vectors, %d tokens; write a recipe to differ",
         folder,
@@ -85,7 +85,7 @@ def _sentence_transformers(folder: Path) -> dict[str, Any]:
         **_pooling(folder / str(modules[1]["path"]) / "config.json"),
         "head": tuple(str(module["path"]) for module in modules[2 : 2 + num_dense]),
         "normalize": kinds[-1] == "Normalize",
-        "max_tokens": _max_tokens(transformer, read_config(transformer), settings.get("max_seq_length")),
+        "max_tokens": max_tokens_of(transformer, read_config(transformer), settings.get("max_seq_length")),
         "prompts": _prompts(folder),
     }
 
@@ -126,14 +126,14 @@ def _prompts(folder: Path) -> dict[str, str]:
     return prompts
 
 
-def _max_tokens(folder: Path, config: dict[str, Any], max_seq_length: int | None) -> int:
+def max_tokens_of(folder: Path, config: dict[str, Any], max_seq_length: int | None) -> int:
     """sentence-transformers' rule: what it was told, or else what the positions and the tokenizer allow."""
     if max_seq_length:
         return int(max_seq_length)
     model_max_length = _optional_json(folder / "tokenizer_config.json").get("model_max_length")
     limits = [limit for limit in (position_limit(config), model_max_length) if limit and limit < UNBOUNDED_TOKENS]
     if not limits:
-        raise InputError(f"{folder} sets no maximum length: set embedder.max_tokens, or write a recipe")
+        raise InputError(f"{folder} sets no maximum length: set max_tokens, or write a recipe")
     return int(min(limits))
 
 

@@ -169,15 +169,16 @@ class _OpenPart:
         part = Part(
             split=self._split,
             rows=table.num_rows,
-            table=_store(folder, f"{name}.arrow", sink.getvalue()),
-            hashes=_store(folder, f"{name}.npy", hashes.getbuffer()),
+            table=store(folder, f"{name}.arrow", sink.getvalue()),
+            hashes=store(folder, f"{name}.npy", hashes.getbuffer()),
         )
         self._number += 1
         self._clear()
         return part
 
 
-def _store(folder: Location, name: str, content: Any) -> StoredFile:
+def store(folder: Location, name: str, content: Any) -> StoredFile:
+    """Write a file whole, of bytes or an Arrow buffer."""
     write_whole(folder / name, content)
     view = memoryview(content)
     return StoredFile(name=name, bytes=view.nbytes, sha256=hashlib.sha256(view).hexdigest())
@@ -189,7 +190,7 @@ class PreparedRows:
     def __init__(self, folder: Location, manifest: Manifest, split: Split, cache: Cache) -> None:
         self._folder, self._cache = folder, cache
         self._parts = [part for part in manifest.parts if part.split == split]
-        self._ends = np.cumsum([part.rows for part in self._parts])
+        self._ends = np.cumsum([part.rows for part in self._parts], dtype=np.int64)
         self._tables: dict[int, pa.Table] = {}
         self._hashes: dict[int, NDArray[np.uint64]] = {}
         self._num_texts = 1 + manifest.num_documents
@@ -199,29 +200,19 @@ class PreparedRows:
 
     def take(self, rows_B: NDArray[np.int64]) -> pa.Table:
         """The rows, in the order asked for, in `ROW_SCHEMA`; raises IndexError for one that is not there."""
-        found = [self._table(part).take(pa.array(inside)) for part, _, inside in self._by_part(rows_B)]
-        if not found:
+        asked = list(by_part(rows_B, self._ends))
+        if not asked:
             return ROW_SCHEMA.empty_table()
-        places = np.concatenate([places for _, places, _ in self._by_part(rows_B)])
+        found = [self._table(part).take(pa.array(inside)) for part, _, inside in asked]
+        places = np.concatenate([places for _, places, _ in asked])
         return pa.concat_tables(found).combine_chunks().take(pa.array(np.argsort(places)))
 
     def hashes(self, rows_B: NDArray[np.int64]) -> NDArray[np.uint64]:
         """hashes_BT of the rows' texts, of the query and the documents."""
         hashes_BT = np.empty((len(rows_B), self._num_texts), np.uint64)
-        for part, places, inside in self._by_part(rows_B):
+        for part, places, inside in by_part(rows_B, self._ends):
             hashes_BT[places] = self._hash_file(part)[inside]
         return hashes_BT
-
-    def _by_part(self, rows_B: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """For each part that is asked of: its number, the places in `rows_B`, the rows in the part."""
-        if len(rows_B) and not 0 <= rows_B.min() <= rows_B.max() < len(self):
-            raise IndexError(f"rows 0 to {len(self) - 1} are there; asked for {rows_B.min()} to {rows_B.max()}")
-        part_B = np.searchsorted(self._ends, rows_B, side="right")
-        order = np.argsort(part_B, kind="stable")
-        cuts = np.flatnonzero(np.diff(part_B[order])) + 1
-        for places in np.split(order, cuts) if len(order) else []:
-            part = int(part_B[places[0]])
-            yield part, places, rows_B[places] - (self._ends[part] - self._parts[part].rows)
 
     def _table(self, part: int) -> pa.Table:
         if part not in self._tables:
@@ -237,3 +228,21 @@ class PreparedRows:
 
     def _fetch(self, file: StoredFile) -> Any:
         return self._cache.fetch(self._folder / file.name, file.sha256, file.bytes)
+
+
+def by_part(
+    rows_B: NDArray[np.int64], ends: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    """For each part that holds some of the rows: its number, the places in `rows_B`, the rows in the part.
+
+    `ends` are the numbers of rows up to the end of each part; raises IndexError for a row that is in none.
+    """
+    num_rows = int(ends[-1]) if len(ends) else 0
+    if len(rows_B) and not 0 <= rows_B.min() <= rows_B.max() < num_rows:
+        raise IndexError(f"rows 0 to {num_rows - 1} are there; asked for {rows_B.min()} to {rows_B.max()}")
+    part_B = np.searchsorted(ends, rows_B, side="right")
+    order = np.argsort(part_B, kind="stable")
+    cuts = np.flatnonzero(np.diff(part_B[order])) + 1
+    for places in np.split(order, cuts) if len(order) else []:
+        part = int(part_B[places[0]])
+        yield part, places, rows_B[places] - (ends[part - 1] if part else 0)
