@@ -93,7 +93,7 @@ def _compute(items: Sequence[Wanted], compute: Compute, cache_dir: str | None) -
         manifest = item.manifest(found)
         write_outputs(item.folder, manifest)
         manifests[item.folder.url] = manifest
-        said = f"{manifest.num_inputs:,} {manifest.output}, {manifest.num_tokens:,} tokens"
-        logger.info("teacher %s, set %s: read for %s", item.teacher.name, item.prepared.config.name, said)
+        read = f"{manifest.num_inputs:,} inputs, {manifest.num_tokens:,} tokens"
+        logger.info("teacher %s, set %s: %s", item.teacher.name, item.prepared.config.name, read)
     logger.info("%d pieces in %.0f s", len(work), time.monotonic() - started)
     return manifests
