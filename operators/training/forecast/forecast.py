@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 from operators.training.forecast.accelerators import Accelerator
@@ -31,10 +32,11 @@ class Forecast:
         return self.memory.total <= self.gpu.memory_bytes
 
     @property
-    def largest_part(self) -> str:
-        """What takes most memory: where it does not fit, what to change first."""
+    def breaks_first(self) -> str | None:
+        """The part, in the order in which a run needs them, with which memory is full; None where all fit."""
         parts = self.memory.parts
-        return max(parts, key=lambda name: parts[name])
+        sums = zip(parts, itertools.accumulate(parts.values()), strict=True)
+        return next((name for name, total in sums if total > self.gpu.memory_bytes), None)
 
     @property
     def tokens_per_second(self) -> float:
