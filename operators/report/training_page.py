@@ -23,7 +23,6 @@ def training_page(outcome: TrainingOutcome) -> str:
     model = outcome.model
     facts = {
         "output": outcome.output,
-        "run": outcome.fingerprint,
         "base model": model.base,
         "its fingerprint": model.base_fingerprint,
         "fingerprint of the vectors": model.fingerprint,

@@ -49,7 +49,6 @@ class TrainedModel:
 class TrainingOutcome:
     """One run of the job `train`; nothing in it is secret (`config` comes redacted)."""
 
-    fingerprint: str  # of all that determines the trained weights: model, data, settings
     started: str  # ISO 8601, UTC
     finished: str
     seconds: float

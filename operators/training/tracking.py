@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,6 +25,7 @@ from operators.training.curve import Evaluated, StepMetrics
 logger = logging.getLogger(__name__)
 
 _RUN_TAG = "embedfleet.run"  # by which MLflow finds the run again
+_SEND_SECONDS = 10.0
 _METRICS_AT_ONCE, _PARAMS_AT_ONCE, _PARAM_CHARS = 1000, 100, 500  # MLflow's limits of one call
 _NOT_IN_MLFLOW = re.compile(r"[^\w\-. :/]")  # characters that names of its metrics and parameters may not have
 
@@ -143,12 +145,18 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """Tells an MLflow server. What it does not take is kept and told again with what comes next."""
+    """Tells an MLflow server every so often, from a thread of its own: its client waits minutes for one that is away.
+
+    What the server does not take is kept and told again with what comes next.
+    """
 
     def __init__(self, config: MlflowTracking, run: TrackedRun) -> None:
         self._mlflow = _module("mlflow", "mlflow")
         self._last: dict[str, int] = {}  # by metric: the step up to which the server has it
-        self._waiting: list[StepMetrics | Evaluated] = []
+        self._waiting: list[StepMetrics | Evaluated] = []  # appended to here, taken from in the thread
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        self._sending: Future[None] | None = None
+        self._last_sent = float("-inf")
         self._client = self._mlflow.MlflowClient(tracking_uri=config.uri)
         try:
             self._id = self._begin(config, run)
@@ -157,17 +165,24 @@ class MlflowTracker:
 
     def __call__(self, records: Sequence[StepMetrics | Evaluated]) -> None:
         self._waiting += records
+        is_idle = self._sending is None or self._sending.done()
+        if is_idle and time.monotonic() - self._last_sent >= _SEND_SECONDS:
+            self._last_sent = time.monotonic()
+            self._sending = self._thread.submit(self._try_to_send)
+
+    def close(self, finished: bool) -> None:
+        self._thread.shutdown(wait=True)
+        self._try_to_send()
+        try:
+            self._client.set_terminated(self._id, status="FINISHED" if finished else "FAILED")
+        except self._mlflow.exceptions.MlflowException as error:
+            logger.warning("MLflow was not told that the run ended: %s", error)
+
+    def _try_to_send(self) -> None:
         try:
             self._send()
         except self._mlflow.exceptions.MlflowException as error:
             logger.warning("MLflow did not take %d records, they are kept: %s", len(self._waiting), error)
-
-    def close(self, finished: bool) -> None:
-        try:
-            self._send()
-            self._client.set_terminated(self._id, status="FINISHED" if finished else "FAILED")
-        except self._mlflow.exceptions.MlflowException as error:
-            logger.warning("MLflow was not told of the last %d records: %s", len(self._waiting), error)
 
     def _begin(self, config: MlflowTracking, run: TrackedRun) -> str:
         """The id of the run on the server, where it may be known from an earlier attempt."""
@@ -184,10 +199,10 @@ class MlflowTracker:
         return str(begun.info.run_id)
 
     def _send(self) -> None:
-        now = int(time.time() * 1000)
+        now, records = int(time.time() * 1000), self._waiting[:]
         metrics = [
             self._mlflow.entities.Metric(_name(name), value, now, steps_done(record))
-            for record in self._waiting
+            for record in records
             for name, value in scalars(record).items()
         ]
         new = [metric for metric in metrics if metric.step > self._known(metric.key)]
@@ -195,7 +210,7 @@ class MlflowTracker:
             part = new[start : start + _METRICS_AT_ONCE]
             self._client.log_batch(self._id, metrics=part)
             self._last |= {metric.key: metric.step for metric in part}
-        self._waiting.clear()
+        del self._waiting[: len(records)]
 
     def _known(self, key: str) -> int:
         if key not in self._last:

@@ -32,7 +32,6 @@ def outcome() -> TrainingOutcome:
     skipped = {"empty query": 3, "negative is the positive": 2}
     counts = RowCounts(read=1005, kept=1000, skipped=skipped, examples={"empty query": ("a.jsonl#7: <b>no text",)})
     return TrainingOutcome(
-        fingerprint="r" * 64,
         started="2026-11-21T10:00:00+00:00",
         finished="2026-11-21T10:02:00+00:00",
         seconds=120.0,
@@ -79,7 +78,6 @@ def test_json_holds_everything() -> None:
     assert stored["sets"][1]["counts"]["skipped"] == {"empty query": 3, "negative is the positive": 2}
     assert stored["curve"]["steps"]["loss"] == [2 * 0.98**i for i in range(100)]
     assert stored["curve"]["evaluations"][2] == {"step": 100, "scores": {"ndcg_at_10": 0.6, "map": 0.52}}
-    assert stored["fingerprint"] == "r" * 64
     assert (stored["before"], stored["epochs"]["pairs"]) == ({"ndcg_at_10": 0.4, "map": 0.3}, 2.0)
 
 

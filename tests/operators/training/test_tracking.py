@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -162,10 +163,11 @@ def test_mlflow_has_every_step_once_after_a_run_went_on_from_an_older_checkpoint
     first = _start(_MLFLOW, tmp_path)
     first([Evaluated(0, {"ndcg": 0.4, "odd@10": 0.0}), *_steps(0, 4)])
     first(_steps(4, 6)[:-1])
+    first.close(finished=False)
     second = _start(_MLFLOW, tmp_path)
     second(_steps(4, 300))
     second.close(finished=True)
-    _start(_MLFLOW, tmp_path, "run2")([])
+    _start(_MLFLOW, tmp_path, "run2").close(finished=True)
     run = mlflow.runs["0"]
     assert len(mlflow.runs) == 2
     losses = [(metric.step, metric.value) for metric in run.metrics if metric.key == "train/loss"]
@@ -179,13 +181,24 @@ def test_mlflow_that_was_away_is_told_later(mlflow: _Mlflow, tmp_path: Path, cap
     tracker = _start(_MLFLOW, tmp_path)
     mlflow.is_down = True
     tracker(_steps(0, 2))
-    assert "MLflow did not take 3 records" in caplog.text
+    deadline = time.monotonic() + 20
+    while "MLflow did not take 3 records" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert mlflow.runs["0"].metrics == []
     mlflow.is_down = False
     tracker(_steps(2, 3))
+    tracker.close(finished=True)
     assert [metric.step for metric in mlflow.runs["0"].metrics if metric.key == "train/loss"] == [1, 2, 3]
+
+
+def test_mlflow_that_is_away_at_the_end_fails_no_run(
+    mlflow: _Mlflow, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = _start(_MLFLOW, tmp_path)
     mlflow.is_down = True
-    tracker.close(finished=True)  # does not raise: the model is there, whatever the tracker does
-    assert "not told" in caplog.text
+    tracker(_steps(0, 2))
+    tracker.close(finished=True)
+    assert "not told that the run ended" in caplog.text
 
 
 def test_mlflow_that_is_away_at_the_start_stops_the_run(mlflow: _Mlflow, tmp_path: Path) -> None:
