@@ -6,34 +6,16 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from operators.training.forecast.accelerators import ACCELERATORS
+from operators.training.forecast.config import ForecastConfig
 from operators.training.forecast.forecast import Forecast, forecast, widest
 from operators.training.forecast.method import Load, Method
 from operators.training.forecast.shape import ModelShape
 
 AS_CONFIGURED = "as configured"
 _RANK = 16  # of the adapters that are proposed, where the config has none
-
-
-class ForecastConfig(BaseModel):
-    """What GPUs `plan` reckons with; nothing of a run depends on it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    gpu: Literal["H100", "H200", "A100", "L4"] = Field(default="H100", description="kind of GPU")
-    num_gpus: tuple[int, ...] = Field(default=(1, 8, 16, 32, 64), min_length=1, description="how many, one plan each")
-    utilization: float | None = Field(
-        default=None, gt=0, le=1, description="share of the peak that products reach; null = 0.35 to 0.45, assumed"
-    )
-    query_tokens: float | None = Field(
-        default=None, gt=0, description="of a query; null = mean of the sets' first rows"
-    )
-    document_tokens: float | None = Field(default=None, gt=0, description="of a document; null: likewise")
-    sample_rows: int = Field(default=1000, ge=1, description="rows of each set that are read for it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ import pytest
 import transformers
 
 from operators.report.forecast_text import HEAD, forecast_row, training_plan_page, training_plan_text
+from operators.training.forecast.config import ForecastConfig
 from operators.training.forecast.lengths import first_rows
 from operators.training.forecast.method import Load, Method
-from operators.training.forecast.planning import AS_CONFIGURED, ForecastConfig, TrainingPlan, plan_training, variants
+from operators.training.forecast.planning import AS_CONFIGURED, TrainingPlan, plan_training, variants
 from operators.training.forecast.shape import ModelShape
 from operators.training.sets import TrainingSet
 
