@@ -81,13 +81,13 @@ def _check_documents(teacher: Teacher, training_set: TrainingSet) -> None:
 
 
 def _text_spec(teacher: EmbedderTeacher, training_set: TrainingSet, of_set: str, recipes_dir: Path) -> TextSpec:
-    def resolved(own: Side, of_student: Side) -> EmbedderSpec:
+    def resolved(own: Side, of_student: Side, role: str) -> EmbedderSpec:
         changed = {"prompt": own.prompt, "task": own.task if own.task is not None else of_student.task}
-        config = teacher.embedder.model_copy(update={**changed, "role": own.role or "document"})
+        config = teacher.embedder.model_copy(update={**changed, "role": own.role or role})
         return embedder_spec(teacher.model, config, recipes_dir)
 
-    query = resolved(teacher.query, training_set.query)
-    document = query if training_set.symmetric else resolved(teacher.document, training_set.document)
+    query = resolved(teacher.query, training_set.query, "query")
+    document = query if training_set.symmetric else resolved(teacher.document, training_set.document, "document")
     if not query.dim:
         raise InputError(
             f"give the teacher {teacher.name!r} a model with dense vectors: {teacher.model} has sparse ones"

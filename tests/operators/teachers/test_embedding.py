@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from pydantic import ValidationError
 from sentence_transformers import SentenceTransformer
 
@@ -61,6 +62,20 @@ def test_a_symmetric_set_has_the_prompt_of_queries_on_both_sides(prompted: Path)
     expected = reference(prompted, "on books: ", "on books: ")
     np.testing.assert_array_equal(vectors[:, 0], vectors[:, 1])
     np.testing.assert_allclose(vectors[:, [0, 2, 3]], expected[:, [0, 2, 3]], atol=1e-3)
+
+
+def test_each_side_has_its_role_where_a_set_gives_its_task(tmp_path: Path) -> None:
+    prompts = {"query": "find {task}: ", "document": "of {task}: "}
+    folder = tiny_bert(tmp_path / "bert")
+    fields = {"checkpoint": str(folder), "pooling": "mean", "normalize": True, "max_tokens": 64, "prompts": prompts}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(fields))
+    teacher = teacher_of(
+        kind="embedder", model=str(tmp_path / "own.yaml"), output="scores", document={"task": "people"}
+    )
+    outputs = said(spec_of(teacher, query={"task": "books"}, document={"task": "houses"}), ROWS)
+    vectors = reference(folder, "find books: ", "of people: ")
+    expected = [[query @ document for document in documents] for query, *documents in vectors]
+    np.testing.assert_allclose(outputs.values, expected, atol=1e-5)
 
 
 def test_some_of_the_rows_get_what_all_of_them_get(prompted: Path) -> None:

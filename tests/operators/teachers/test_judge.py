@@ -100,7 +100,7 @@ def test_what_cannot_be_a_judge_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="max_tokens 10 of 't' leaves no room beside its prompt"):
         said(spec_of(teacher_of(**base, max_tokens=10, answers=("Y", "N"))), ROWS)
     bert = tiny_bert(tmp_path / "bert", auto=transformers.AutoModelForMaskedLM)
-    with pytest.raises(InputError, match="a judge that reads from left to right|weights are missing"):
+    with pytest.raises(InputError, match="give a judge that reads from left to right: .* is bidirectional"):
         said(spec_of(teacher_of(**{**base, "checkpoint": str(bert)})), ROWS)
 
 
