@@ -24,7 +24,7 @@ def forecast_row(name: str, found: Forecast) -> list[str]:
     return [
         *first,
         f"of {size(gpu.memory_bytes)}",
-        duration(found.time.total),
+        _step(found.time.total),
         duration(3600 * found.hours_per_million_rows),
         count(found.tokens_per_second),
         percent(found.mfu),
@@ -66,6 +66,10 @@ def training_plan_page(plan: TrainingPlan, config: Mapping[str, Any]) -> str:
 
 
 _ASSUMED = "on paper: docs/scale-training.md says what is assumed, and what of it was checked against torch"
+
+
+def _step(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
 
 
 def _what(plan: TrainingPlan) -> str:

@@ -45,7 +45,7 @@ class Forecast:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilisation: useful FLOPs over what the GPUs could do (PaLM, arXiv 2204.02311, appendix B)."""
+        """Model FLOPs utilisation: useful FLOPs over what the GPUs could in bfloat16 (PaLM, arXiv 2204.02311, B)."""
         return self.useful_flops / (self.time.total * self.num_gpus * self.gpu.flops_bfloat16)
 
     @property
