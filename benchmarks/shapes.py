@@ -4,6 +4,9 @@ For a GPU machine that has torch and transformers and little else. Token ids are
 or drawn from a lognormal like that of web passages. Batches are planned, padded, pooled and normalised by the engine's
 own code, and time stands for all of it, from ids in memory to vectors in memory. MFU counts the multiplications and
 additions of the tokens of texts, not those of padding, against the peak of dense bfloat16 products.
+
+With `--packing` every line is measured twice, in turns: padded, and packed (`embedder.packing`), for the decision which
+of them a model should run with on a machine.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +23,11 @@ import transformers
 from numpy.typing import NDArray
 
 from operators.embedder import batching
+from operators.embedder.batching import Batch
 from operators.embedder.flops import Flops
 from operators.embedder.forward import PaddedForward, PaddedTrunk
+from operators.embedder.packing import IMPLEMENTATION, pack
+from operators.embedder.selftest import MIN_COSINE
 from operators.embedder.vectors import finish
 
 # dense bfloat16 TFLOP/s, by a part of the name that CUDA gives a GPU (the vendor's data sheets)
@@ -45,6 +52,15 @@ SHAPES = {
         num_key_value_heads=8,
         head_dim=128,
     ),
+    "small": transformers.Qwen3Config(
+        vocab_size=30000,
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=64,
+    ),
     "tiny": transformers.Qwen3Config(
         vocab_size=1000,
         hidden_size=64,
@@ -66,6 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budgets", nargs="+", type=int, default=[8192, 16384, 32768, 65536], help="with --shape: tokens per batch"
     )
     parser.add_argument("--tokens", type=int, default=500_000, help="with --shape: tokens per run")
+    parser.add_argument("--bidirectional", action="store_true", help="with --shape: every token sees the whole text")
+    parser.add_argument("--packing", action="store_true", help="with --shape: without padding too, in turns")
 
 
 def model_without_weights(config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:
@@ -77,13 +95,37 @@ def model_without_weights(config: transformers.PreTrainedConfig) -> transformers
     return model
 
 
-def random_model(shape: str, device: torch.device) -> transformers.PreTrainedModel:
+def random_model(shape: str, device: torch.device, causal: bool) -> transformers.PreTrainedModel:
     """The shape in bfloat16 with random weights, made on the device itself: a 7B model takes seconds on a GPU."""
     torch.manual_seed(0)
     with device:
         model = transformers.AutoModel.from_config(SHAPES[shape], dtype=torch.bfloat16)
     model.config.use_cache = False
+    model.config.is_causal = causal
     return model.eval()
+
+
+@dataclass(slots=True)
+class Contender:
+    """A way through the model, and how long each of its rounds took."""
+
+    name: str
+    attention: str  # transformers' name of it
+    forward: PaddedForward
+    seconds: list[float] = field(default_factory=list)
+
+
+def contenders(model: transformers.PreTrainedModel, device: torch.device, packing: bool) -> list[Contender]:
+    """The padded forward and, where it is wanted, the packed one of the same weights."""
+    causal = bool(model.config.is_causal)
+    padded = PaddedTrunk(model, device, causal)
+    found = [Contender("padded", "sdpa", PaddedForward(padded, "last" if causal else "mean"))]
+    if packing:
+        ids = random_ids(np.array([300, 90, 90, 7]), model.config.vocab_size)
+        probe = Batch(ids.values.to_numpy().astype(np.int64), np.diff(ids.offsets.to_numpy()))
+        packed = pack(padded, probe, MIN_COSINE["bfloat16"])
+        found.append(Contender("packed", IMPLEMENTATION, PaddedForward(packed, "last" if causal else "mean")))
+    return found
 
 
 def draw_lengths(lengths: str, num_tokens: int) -> NDArray[np.int64]:
@@ -111,41 +153,59 @@ def embed(forward: PaddedForward, input_ids: pa.ListArray, plan: batching.Plan, 
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Print a line for each kind of lengths and each budget."""
+    """Print a line for each kind of lengths, each budget and each way through the model."""
     device = torch.device(arguments.device)
-    model = random_model(arguments.shape, device)
+    model = random_model(arguments.shape, device, not arguments.bidirectional)
+    ways = contenders(model, device, arguments.packing)
     flops = Flops.of(model)
-    forward = PaddedForward(PaddedTrunk(model, device, causal=True), "last")
     peak_tflops = arguments.peak_tflops or known_peak(device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"\n{arguments.shape}, {num_parameters / 1e9:.2f}B parameters, bfloat16, {device_name(device)}")
+    attention = "bidirectional" if arguments.bidirectional else "causal"
+    print(f"\n{arguments.shape}, {attention}, {num_parameters / 1e9:.2f}B parameters, bfloat16, {device_name(device)}")
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, peak {peak_tflops or '?'} TFLOP/s\n")
     print(
-        "| lengths | texts | budget | tokens/s | least-most | padding | TFLOP/s | MFU |\n"
-        "|---|---|---|---|---|---|---|---|"
+        "| lengths | texts | budget | forward | tokens/s | least-most | padding | TFLOP/s | MFU |\n"
+        "|---|---|---|---|---|---|---|---|---|"
     )
     for lengths in arguments.lengths:
-        lengths_N = draw_lengths(lengths, arguments.tokens)
-        num_tokens = int(lengths_N.sum())
-        input_ids = random_ids(lengths_N, model.config.vocab_size)
+        input_ids = random_ids(draw_lengths(lengths, arguments.tokens), model.config.vocab_size)
         lengths_N = np.diff(input_ids.offsets.to_numpy())
+        num_tokens = int(lengths_N.sum())
         for budget in arguments.budgets:
             plan = batching.plan(lengths_N, budget)
-            embed(forward, input_ids, warm_up(plan), device)
-            seconds = []
-            for _ in range(arguments.rounds):
-                start = time.perf_counter()
-                embed(forward, input_ids, plan, device)
-                seconds.append(time.perf_counter() - start)
-            median = statistics.median(seconds)
-            tflops = flops.total(lengths_N) / median / 1e12
-            print(
-                f"| {lengths} | {len(lengths_N)} | {budget} | {num_tokens / median:,.0f} "
-                f"| {num_tokens / max(seconds):,.0f}-{num_tokens / min(seconds):,.0f} "
-                f"| {plan.padding_tokens / (num_tokens + plan.padding_tokens):.1%} | {tflops:.2f} "
-                f"| {f'{tflops / peak_tflops:.1%}' if peak_tflops else '-'} |",
-                flush=True,
-            )
+            take_turns(model, ways, input_ids, plan, device, arguments.rounds)
+            for way in ways:
+                median = statistics.median(way.seconds)
+                tflops = flops.total(lengths_N) / median / 1e12
+                padding = plan.padding_tokens if way.forward.pads else 0
+                print(
+                    f"| {lengths} | {len(lengths_N)} | {budget} | {way.name} | {num_tokens / median:,.0f} "
+                    f"| {num_tokens / max(way.seconds):,.0f}-{num_tokens / min(way.seconds):,.0f} "
+                    f"| {padding / (num_tokens + padding):.1%} | {tflops:.2f} "
+                    f"| {f'{tflops / peak_tflops:.1%}' if peak_tflops else '-'} |",
+                    flush=True,
+                )
+
+
+def take_turns(
+    model: transformers.PreTrainedModel,
+    ways: list[Contender],
+    input_ids: pa.ListArray,
+    plan: batching.Plan,
+    device: torch.device,
+    rounds: int,
+) -> None:
+    """Fill in the seconds of every contender's rounds, the first of them, a short one, not counted."""
+    for way in ways:
+        model.set_attn_implementation(way.attention)
+        embed(way.forward, input_ids, warm_up(plan), device)
+        way.seconds = []
+    for _ in range(rounds):
+        for way in ways:
+            model.set_attn_implementation(way.attention)
+            start = time.perf_counter()
+            embed(way.forward, input_ids, plan, device)
+            way.seconds.append(time.perf_counter() - start)
 
 
 def warm_up(plan: batching.Plan) -> batching.Plan:

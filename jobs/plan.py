@@ -105,7 +105,7 @@ def _batch_tokens(config: Config, spec: EmbedderSpec) -> int | None:
     """The budget of a batch, the engine's own where the config says nothing; None for an engine that never pads."""
     from operators.embedder.forward import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
 
-    if spec.recipe.kind == "static":
+    if spec.recipe.kind == "static" or config.embedder.packing:
         return None
     if config.embedder.batch_tokens is not None:
         return config.embedder.batch_tokens

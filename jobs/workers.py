@@ -186,6 +186,7 @@ class EmbedWorker:
             batch_tokens=embedder.batch_tokens,
             device=embedder.device,
             threads=setup.config.compute.cpus_per_worker,
+            packing=embedder.packing,
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:

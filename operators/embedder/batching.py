@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 Side = Literal["right", "left"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Texts of equal length that lie side by side."""
+
+    first_text: int
+    first_token: int
+    num_texts: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +46,46 @@ class Batch:
 
     def pad(self, pad_id: int, side: Side = "right") -> NDArray[np.int64]:
         """ids_BL: the rows padded on `side`."""
+        return self._padded(self.ids_T, pad_id, side)
+
+    def positions(self, skipped_id: int | None = None) -> NDArray[np.int64]:
+        """positions_T: each token's place in its own row, from 0.
+
+        As RoBERTa's family counts them where `skipped_id` is its padding's: from `skipped_id + 1`, over the tokens that
+        have another id; the others' is `skipped_id`.
+        """
+        starts_B = self.row_starts(None)
+        if skipped_id is None:
+            return np.asarray(np.arange(len(self.ids_T)) - np.repeat(starts_B, self.lengths_B))
+        counted_T = self.ids_T != skipped_id
+        count_T = np.cumsum(counted_T)
+        before_B = count_T[starts_B] - counted_T[starts_B]
+        return np.asarray((count_T - np.repeat(before_B, self.lengths_B)) * counted_T + skipped_id)
+
+    def padded_positions(self, skipped_id: int | None, side: Side) -> NDArray[np.int64]:
+        """positions_BL: the same of the rows padded on `side`; 0 where there is no token."""
+        return self._padded(self.positions(skipped_id), 0, side)
+
+    def _padded(self, values_T: NDArray[np.int64], fill: int, side: Side) -> NDArray[np.int64]:
         mask_BL = self.mask(side)
-        ids_BL = np.full(mask_BL.shape, pad_id, np.int64)
-        ids_BL[mask_BL] = self.ids_T
-        return ids_BL
+        values_BL = np.full(mask_BL.shape, fill, np.int64)
+        values_BL[mask_BL] = values_T
+        return values_BL
+
+    def runs(self, max_scores: int | None = None) -> Iterator[Run]:
+        """The rows in order, those of equal length side by side in one run: fewest where rows are sorted.
+
+        A run of more than one row has at most `max_scores` scores (rows x length x length).
+        """
+        edges = [0, *(np.flatnonzero(np.diff(self.lengths_B)) + 1).tolist(), len(self.lengths_B)]
+        token = 0
+        for start, end in pairwise(edges):
+            length = int(self.lengths_B[start])
+            most = end - start if max_scores is None else max(1, max_scores // (length * length))
+            for first in range(start, end, most):
+                run = Run(first, token, min(most, end - first), length)
+                token += run.num_texts * length
+                yield run
 
     def pooled(self, side: Side = "right") -> NDArray[np.bool_]:
         """pooled_BL: where rows padded on `side` have a token that is pooled."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from operators.embedder.checkpoint import hidden_size, read_config
 from operators.embedder.spec import EmbedderSpec, verified_folder
 from operators.embedder.windows import Windows, check_late
+from operators.errors import InputError
 
 if TYPE_CHECKING:
     from operators.embedder.engine import Embedder
@@ -27,8 +28,11 @@ def load_embedder(
     batch_tokens: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
+    packing: bool = False,
 ) -> Embedder | SparseEmbedder | StaticEmbedder | TwoTowerEmbedder | VisionLanguageEmbedder:
     """A loaded, self-tested embedder: token ids (and pixels) in, `Vectors` out."""
+    if packing and spec.recipe.kind != "transformer":
+        raise InputError(f"leave out embedder.packing: {spec.model} is of kind {spec.recipe.kind}, which is not packed")
     # torch and transformers are 5 s that the driver need not wait for
     if spec.recipe.kind == "static":
         from operators.embedder.static.engine import StaticEmbedder
@@ -45,10 +49,10 @@ def load_embedder(
     if spec.recipe.sparse is not None:
         from operators.embedder.sparse.engine import SparseEmbedder
 
-        return SparseEmbedder(spec, batch_tokens, device, threads)
+        return SparseEmbedder(spec, batch_tokens, device, threads, packing)
     from operators.embedder.engine import Embedder
 
-    return Embedder(spec, batch_tokens, device, threads)
+    return Embedder(spec, batch_tokens, device, threads, packing)
 
 
 def load_chunk_embedder(
@@ -56,6 +60,7 @@ def load_chunk_embedder(
     batch_tokens: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
+    packing: bool = False,
 ) -> Callable[[Windows], Vectors]:
     """The same for late chunking: windows of documents in. Raises InputError for a model that has no late chunks."""
     check_late(spec)
@@ -63,7 +68,7 @@ def load_chunk_embedder(
     from operators.embedder.engine import Embedder
     from operators.embedder.tokenizing import Tokenizer
 
-    embedder = Embedder(spec, batch_tokens, device, threads)
+    embedder = Embedder(spec, batch_tokens, device, threads, packing)
     selftest.check_chunks(embedder, Tokenizer(spec))
     return embedder.of_chunks
 

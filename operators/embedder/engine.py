@@ -12,9 +12,6 @@ padded length of a batch.
 
 from __future__ import annotations
 
-import os
-from typing import Literal
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -24,12 +21,13 @@ from numpy.typing import NDArray
 from operators.embedder import batching, checkpoint, fast_bert, readings, selftest
 from operators.embedder.adapter_files import locate_adapter
 from operators.embedder.flops import Flops
-from operators.embedder.forward import PaddedForward, PaddedTrunk, PooledForward
-from operators.embedder.heads import load_head
+from operators.embedder.forward import PaddedForward, PaddedTrunk, PooledForward, Trunk
 from operators.embedder.latent import load_latent_attention
 from operators.embedder.loading import DTYPES, load_model
+from operators.embedder.packing import pack
 from operators.embedder.prepending import TokenPrepending
 from operators.embedder.spec import EmbedderSpec, text_config, verified_folder
+from operators.embedder.starting import Device, check_vocabulary, load_dense_head, prepare
 from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.embedder.windows import Windows
@@ -43,26 +41,20 @@ class Embedder:
         self,
         spec: EmbedderSpec,
         batch_tokens: int | None = None,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: Device = "auto",
         threads: int | None = None,
+        packing: bool = False,
     ) -> None:
-        prepare_process(threads)
         self.spec = spec
-        self.device = choose_device(device)
-        tokenizer = Tokenizer(spec)
+        self.device, tokenizer = prepare(spec, device, threads)
         self._layouts = tokenizer.layouts
-        selftest.check_tokens(tokenizer, spec)
-        selftest.check_prompts(tokenizer, spec)
         ids = tokenizer(selftest.texts()).input_ids
         model = load_trunk(spec, tokenizer, _loading_dtype(spec), spec.recipe.merge_adapters)
         check_shapes(model, spec, tokenizer)
-        root = checkpoint.locate_root(spec.recipe.checkpoint, spec.recipe.revision)
-        self._head = load_head(root, spec.recipe.head, model)
-        if self._head is not None:
-            self._head.to(self.device)
+        self._head = load_dense_head(spec, model, self.device)
         model.to(self.device)
         self.flops = Flops.of(model)
-        self._forward = _make_forward(model, spec, self.device, tokenizer)
+        self._forward = _make_forward(model, spec, self.device, tokenizer, packing)
         self.batch_tokens = batch_tokens or self._forward.batch_tokens
         self._check_spans(ids)
         selftest.check(self, ids)
@@ -148,23 +140,6 @@ class Embedder:
         return averaged_ND[torch.from_numpy(rows).to(self.device)], rows
 
 
-def prepare_process(threads: int | None) -> None:
-    """What a process sets before its model is loaded; `threads` of torch, None for its own choice."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    # huge pages for tensors of 2 MB and more, read when the process allocates its first: 5 % more tokens/s on Linux
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device to compute on; raises InputError where it is not there."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("embedder.device is cuda, but torch finds no GPU here: set embedder.device=auto or cpu")
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
-
-
 def _loading_dtype(spec: EmbedderSpec) -> torch.dtype:
     if text_config(verified_folder(spec, weights=False), spec.recipe).get("model_type") in fast_bert.FAMILIES:
         return torch.float32  # `_make_forward` compares with it before it casts
@@ -196,32 +171,20 @@ def check_shapes(model: transformers.PreTrainedModel, spec: EmbedderSpec, tokeni
     check_vocabulary(table.num_embeddings, spec, tokenizer)
 
 
-def check_vocabulary(num_embeddings: int, spec: EmbedderSpec, tokenizer: Tokenizer) -> None:
-    """Raise InputError for a tokenizer with ids that a model of texts has no embeddings for."""
-    if tokenizer.max_id >= num_embeddings:
-        raise InputError(
-            f"{spec.recipe.checkpoint}: the tokenizer has ids up to {tokenizer.max_id}, "
-            f"but the model has only {num_embeddings} token embeddings: they do not belong together"
-        )
-
-
 def _make_forward(
-    model: transformers.PreTrainedModel, spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer
+    model: transformers.PreTrainedModel, spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer, packing: bool
 ) -> PooledForward:
     """The fastest forward there is for a model; the only place that chooses."""
     recipe = spec.recipe
-    prepending = None
-    if recipe.prepend is not None:
-        prepending = TokenPrepending(model, recipe.prepend, tokenizer.token_id(recipe.prepend.token))
-        selftest.check_prepending(model, prepending, tokenizer, device)
-    causal = selftest.check_attention(model, recipe, tokenizer, device)
     dtype = DTYPES[recipe.compute_dtype]
-    plain = recipe.layers == (-1,) and not any(layout.leaves_out(recipe.pool_over) for layout in tokenizer.layouts)
+    over_all = not any(layout.leaves_out(recipe.pool_over) for layout in tokenizer.layouts)
+    plain = recipe.layers == (-1,) and recipe.prepend is None and over_all
     if device.type == "cpu" and plain and fast_bert.supports(model.config, recipe.pooling):
+        selftest.check_attention(model, recipe, tokenizer, device)
         packed = fast_bert.pack(model, recipe.pooling, dtype)
         if packed is not None:
             return packed
-    trunk = PaddedTrunk(model.to(dtype), device, causal, recipe.padding, recipe.layers, prepending)
+    trunk = make_trunk(model.to(dtype), spec, device, tokenizer, packing)
     if recipe.latent_attention is not None:
         part = recipe.latent_attention
         folder = checkpoint.locate(recipe.checkpoint, recipe.revision)
@@ -229,3 +192,26 @@ def _make_forward(
         return PaddedForward(trunk, "mean", token_head=latents.to(device, dtype))
     pooled_id = tokenizer.token_id(recipe.pooled_token) if recipe.pooled_token is not None else None
     return PaddedForward(trunk, recipe.pooling, pooled_id)
+
+
+def make_trunk(
+    model: transformers.PreTrainedModel,
+    spec: EmbedderSpec,
+    device: torch.device,
+    tokenizer: Tokenizer,
+    packing: bool,
+) -> Trunk:
+    """The trunk of a recipe's model, checked: padded, or packed where that is asked for."""
+    recipe = spec.recipe
+    prepending = None
+    if recipe.prepend is not None:
+        if packing:
+            raise InputError(f"leave out embedder.packing: {spec.model} prepends tokens, which needs rows")
+        prepending = TokenPrepending(model, recipe.prepend, tokenizer.token_id(recipe.prepend.token))
+        selftest.check_prepending(model, prepending, tokenizer, device)
+    causal = selftest.check_attention(model, recipe, tokenizer, device)
+    padded = PaddedTrunk(model, device, causal, recipe.padding, recipe.layers, prepending)
+    if not packing:
+        return padded
+    probe = selftest.probe_batch(tokenizer, recipe, model.config)
+    return pack(padded, probe, selftest.MIN_COSINE[recipe.compute_dtype])

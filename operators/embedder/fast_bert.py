@@ -22,19 +22,15 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from numpy.typing import NDArray
 
-from operators.embedder.batching import Batch
+from operators.embedder.batching import Batch, Run
 from operators.embedder.pooling import pool, pool_chunks
 
 if TYPE_CHECKING:
@@ -115,7 +111,7 @@ class PackedBert:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> torch.Tensor:
         """pooled_BD float32 of texts in any order; fastest where equal lengths are side by side."""
-        runs = list(_runs(batch.lengths_B, self._heads))
+        runs = list(batch.runs(MAX_SCORES // self._heads))
         states_TD = self._embed(batch)
         ends_B = torch.from_numpy(np.cumsum(batch.lengths_B))
         for layer in self._layers[:-1]:
@@ -135,20 +131,10 @@ class PackedBert:
         num_tokens = len(batch.ids_T)
         states_TD = torch.zeros(-(-num_tokens // TOKENS_STEP) * TOKENS_STEP, self._words_VD.shape[1])
         torch.index_select(self._words_VD, 0, torch.from_numpy(batch.ids_T), out=states_TD[:num_tokens])
-        states_TD[:num_tokens] += self._positions_LD[torch.from_numpy(self._positions(batch))]
+        states_TD[:num_tokens] += self._positions_LD[torch.from_numpy(batch.positions(self._pad_id))]
         return self._norm(states_TD).to(self.dtype)
 
-    def _positions(self, batch: Batch) -> NDArray[np.int64]:
-        starts_B = np.cumsum(batch.lengths_B) - batch.lengths_B
-        if self._pad_id is None:
-            return np.arange(len(batch.ids_T)) - np.repeat(starts_B, batch.lengths_B)
-        counted_T = batch.ids_T != self._pad_id
-        count_T = np.cumsum(counted_T)
-        before_B = count_T[starts_B] - counted_T[starts_B]
-        positions_T: NDArray[np.int64] = (count_T - np.repeat(before_B, batch.lengths_B)) * counted_T + self._pad_id
-        return positions_T
-
-    def _attend(self, layer: _Layer, states_TD: torch.Tensor, runs: list[_Run]) -> torch.Tensor:
+    def _attend(self, layer: _Layer, states_TD: torch.Tensor, runs: list[Run]) -> torch.Tensor:
         qkv_TE = layer.qkv(states_TD)  # E = 3 * D
         context_TD = torch.zeros_like(states_TD)
         for run in runs:
@@ -238,30 +224,7 @@ class _LayerNorm:
         return F.layer_norm(x_TD, self._weight.shape, self._weight, self._bias, self._eps)
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Texts of equal length that lie side by side."""
-
-    first_text: int
-    first_token: int
-    num_texts: int
-    length: int
-
-
-def _runs(lengths_B: NDArray[np.int64], heads: int) -> Iterator[_Run]:
-    """A batch's runs, each of at most MAX_SCORES scores where it has more than one text."""
-    edges = [0, *(np.flatnonzero(np.diff(lengths_B)) + 1).tolist(), len(lengths_B)]
-    token = 0
-    for start, end in pairwise(edges):
-        length = int(lengths_B[start])
-        most = max(1, MAX_SCORES // (heads * length * length))
-        for first in range(start, end, most):
-            run = _Run(first, token, min(most, end - first), length)
-            token += run.num_texts * length
-            yield run
-
-
-def _mean(states_TD: torch.Tensor, runs: list[_Run]) -> torch.Tensor:
+def _mean(states_TD: torch.Tensor, runs: list[Run]) -> torch.Tensor:
     """pooled_BD, summed in float32."""
     pooled_BD = torch.empty(runs[-1].first_text + runs[-1].num_texts, states_TD.shape[1])
     for run in runs:

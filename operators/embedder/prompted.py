@@ -27,6 +27,7 @@ class PromptedEmbedders:
         while embedder is None and len(self._embedders) >= _LOADED:
             self._embedders.pop(next(iter(self._embedders)))
         if embedder is None:
-            embedder = load_embedder(spec, self._config.batch_tokens, self._config.device, self._threads)
+            config = self._config
+            embedder = load_embedder(spec, config.batch_tokens, config.device, self._threads, config.packing)
         self._embedders[key] = embedder
         return embedder

@@ -223,6 +223,10 @@ class EmbedderConfig(BaseModel):
     batch_tokens: int | None = Field(
         default=None, gt=0, description="padded tokens per batch; null: the device's default"
     )
+    packing: bool = Field(
+        default=False,
+        description="true: the texts of a batch one after another, without padding; refused where that is not the same",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is a GPU")
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the checkpoint")
 

@@ -116,6 +116,15 @@ def probe_ids(tokenizer: Tokenizer) -> torch.Tensor:
     return torch.from_numpy(longest[:PROBE_TOKENS])[None]
 
 
+def probe_batch(tokenizer: Tokenizer, recipe: Recipe, config: transformers.PreTrainedConfig) -> Batch:
+    """The known texts, and one that is longer than the model's sliding window, where it has one."""
+    rows = readings.split(tokenizer(texts()).input_ids, len(tokenizer.readings)).to_pylist()
+    window = getattr(config, "sliding_window", None)
+    if window is not None:
+        rows.append(np.resize(np.concatenate(rows), min(recipe.max_tokens, int(window) + PROBE_TOKENS)))
+    return Batch(np.concatenate(rows).astype(np.int64), np.array([len(row) for row in rows], np.int64))
+
+
 def check_attention(
     model: transformers.PreTrainedModel, recipe: Recipe, tokenizer: Tokenizer, device: torch.device
 ) -> bool:

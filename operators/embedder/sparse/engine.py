@@ -9,7 +9,6 @@ Shapes: N rows of a call, D width of a dense vector (0: there is none), B rows a
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +17,16 @@ import transformers
 
 from operators.embedder import batching, checkpoint, selftest
 from operators.embedder.batching import Batch
-from operators.embedder.engine import check_shapes, choose_device, prepare_process
+from operators.embedder.engine import check_shapes, make_trunk
 from operators.embedder.flops import Flops
-from operators.embedder.forward import PaddedForward, PaddedTrunk
-from operators.embedder.heads import load_head
+from operators.embedder.forward import PaddedForward
 from operators.embedder.loading import DTYPES, load_model
 from operators.embedder.readings import PoolOver
 from operators.embedder.sparse.heads import Entries, Head, NextWordHead, SpladeHead, TokenWeightsHead, gathered
 from operators.embedder.sparse.vocabulary import load_parts
 from operators.embedder.sparse.words import WordsInText
 from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.starting import Device, load_dense_head, prepare
 from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.errors import InputError
@@ -40,27 +39,20 @@ class SparseEmbedder:
         self,
         spec: EmbedderSpec,
         batch_tokens: int | None = None,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: Device = "auto",
         threads: int | None = None,
+        packing: bool = False,
     ) -> None:
-        prepare_process(threads)
         self.spec = spec
-        self.device = choose_device(device)
-        tokenizer = Tokenizer(spec)
+        self.device, tokenizer = prepare(spec, device, threads)
         self._layout = tokenizer.layouts[0]
-        selftest.check_tokens(tokenizer, spec)
-        selftest.check_prompts(tokenizer, spec)
         model, self._sparse = _load(spec, self.device, tokenizer)
         check_shapes(model, spec, tokenizer)
         self._width = int(model.get_input_embeddings().embedding_dim)
-        root = checkpoint.locate_root(spec.recipe.checkpoint, spec.recipe.revision)
-        self._head = load_head(root, spec.recipe.head, model)
-        if self._head is not None:
-            self._head.to(self.device)
+        self._head = load_dense_head(spec, model, self.device)
         self.flops = Flops.of(model)
-        causal = selftest.check_attention(model, spec.recipe, tokenizer, self.device)
         pooled_id = tokenizer.token_id(spec.recipe.pooled_token) if spec.recipe.pooled_token is not None else None
-        self._trunk = PaddedTrunk(model, self.device, causal, spec.recipe.padding)
+        self._trunk = make_trunk(model, spec, self.device, tokenizer, packing)
         self._dense = PaddedForward(self._trunk, spec.recipe.pooling, pooled_id)
         self.batch_tokens = batch_tokens or self._trunk.batch_tokens
         selftest.check(self, tokenizer(selftest.texts()).input_ids)
@@ -92,7 +84,8 @@ class SparseEmbedder:
             finite_N[plan.order] = sound & (entries.lengths_N > 0)
         flops = self.flops.total(lengths_N) + sparse.flops(lengths_N, self.spec.sparse_dim, self._width)
         vectors = entries.placed(plan.order, len(input_ids))
-        return Vectors(values_ND, finite_N, plan.padding_tokens, flops, sparse=vectors)
+        padding_tokens = plan.padding_tokens if self._trunk.pads else 0
+        return Vectors(values_ND, finite_N, padding_tokens, flops, sparse=vectors)
 
     def _spanned(self, batch: Batch, pool_over: PoolOver) -> Batch:
         if not self._layout.leaves_out(pool_over):

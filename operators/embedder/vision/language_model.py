@@ -13,7 +13,7 @@ pixels.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,18 +22,18 @@ from numpy.typing import NDArray
 
 from operators.embedder import batching
 from operators.embedder.batching import Batch
-from operators.embedder.engine import check_vocabulary, choose_device, prepare_process
 from operators.embedder.forward import default_batch_tokens
-from operators.embedder.loading import DTYPES, load_model
+from operators.embedder.loading import DTYPES
 from operators.embedder.pooling import pool
-from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.spec import EmbedderSpec
+from operators.embedder.starting import Device, check_vocabulary
 from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.embedder.vision import selftest
 from operators.embedder.vision.flops import VisionFlops
 from operators.embedder.vision.inputs import Inputs
 from operators.embedder.vision.processing import tiles_of
-from operators.embedder.vision.reading import ImageReader
+from operators.embedder.vision.starting import prepare
 from operators.errors import InputError
 
 
@@ -44,16 +44,13 @@ class VisionLanguageEmbedder:
         self,
         spec: EmbedderSpec,
         batch_tokens: int | None = None,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: Device = "auto",
         threads: int | None = None,
     ) -> None:
-        prepare_process(threads)
         self.spec = spec
-        self.device = choose_device(device)
-        reader = ImageReader(spec)
+        self.device, reader, self._model = prepare(spec, device, threads)
         self._facts, self._scaling = reader.facts, reader.processor.scaling
         self._dtype = DTYPES[spec.recipe.compute_dtype]
-        self._model = load_model(verified_folder(spec, weights=True), self._dtype, spec.recipe).to(self.device)
         self._model.language_model.config.use_cache = False
         _check_ids(self._model, spec, reader.tokenizer, reader.facts.image_token_id)
         self.flops = VisionFlops.of(self._model, spec.recipe.kind)

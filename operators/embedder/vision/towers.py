@@ -10,25 +10,23 @@ Shapes: N rows of a call, B rows of a batch, L padded length, D width of a vecto
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from operators.embedder import batching
-from operators.embedder.engine import check_vocabulary, choose_device, prepare_process
 from operators.embedder.forward import default_batch_tokens
-from operators.embedder.loading import DTYPES, load_model
-from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.loading import DTYPES
+from operators.embedder.spec import EmbedderSpec
+from operators.embedder.starting import Device, check_vocabulary
 from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.embedder.vision import selftest
 from operators.embedder.vision.flops import VisionFlops
 from operators.embedder.vision.inputs import Inputs
 from operators.embedder.vision.processing import tiles_of
-from operators.embedder.vision.reading import ImageReader
+from operators.embedder.vision.starting import prepare
 from operators.errors import InputError
 
 
@@ -39,16 +37,13 @@ class TwoTowerEmbedder:
         self,
         spec: EmbedderSpec,
         batch_tokens: int | None = None,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: Device = "auto",
         threads: int | None = None,
     ) -> None:
-        prepare_process(threads)
         self.spec = spec
-        self.device = choose_device(device)
-        reader = ImageReader(spec)
+        self.device, reader, self._model = prepare(spec, device, threads)
         self._facts, self._scaling = reader.facts, reader.processor.scaling
         self._dtype = DTYPES[spec.recipe.compute_dtype]
-        self._model = load_model(verified_folder(spec, weights=True), self._dtype, spec.recipe).to(self.device)
         self._pad_id = _pad_id(spec, reader.tokenizer, self._facts.model_type)
         table = self._model.text_model.get_input_embeddings()
         check_vocabulary(table.num_embeddings, spec, reader.tokenizer)

@@ -8,16 +8,19 @@ records its largest difference, of which benchmarks/recipe_differences.py makes 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 import transformers
 import yaml
 from numpy.typing import NDArray
 
+from operators.embedder import fast_bert
 from operators.embedder.engine import Embedder
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
@@ -44,11 +47,34 @@ def recipe_file(name: str, folder: Path, **changes: Any) -> str:
     return str(path)
 
 
-def embed(recipe: str, texts: Sequence[str], batch_tokens: int | None = None, **overrides: Any) -> Vectors:
+def embed(
+    recipe: str, texts: Sequence[str], batch_tokens: int | None = None, packing: bool = False, **overrides: Any
+) -> Vectors:
     spec = embedder_spec(recipe, EmbedderConfig(device="cpu", **overrides), RECIPES)
-    vectors = Embedder(spec, batch_tokens=batch_tokens, device="cpu")(Tokenizer(spec)(pa.array(list(texts))).input_ids)
+    embedder = Embedder(spec, batch_tokens=batch_tokens, device="cpu", packing=packing)
+    vectors = embedder(Tokenizer(spec)(pa.array(list(texts))).input_ids)
     assert vectors.finite_N.all()
     return vectors.values_ND
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A way through the engine."""
+
+    batch_tokens: int | None = None  # 1: row by row
+    padding: str = "right"
+    packing: bool = False
+    as_on_a_cpu: bool = False  # False: without the fast path that BERT has there
+
+
+FORWARDS = (
+    Forward(as_on_a_cpu=True),
+    Forward(as_on_a_cpu=True, batch_tokens=1),
+    Forward(),
+    Forward(padding="left"),
+    Forward(padding="left", batch_tokens=1),
+)
+PACKED = Forward(packing=True)
 
 
 def check(
@@ -58,25 +84,24 @@ def check(
     reference: str,
     expected_ND: Any,
     texts: Sequence[str] = TEXTS,
-    sides: Sequence[str] = ("right",),
     changes: dict[str, Any] | None = None,
+    packs: bool = True,
     **overrides: Any,
 ) -> None:
-    """Compare a recipe with its reference: in large batches, row by row, and padded on each side."""
+    """Compare a recipe with its reference: in large batches, row by row, padded on each side, and packed."""
     largest = 0.0
-    for side in sides:
-        path = recipe_file(name, folder, padding=side, **(changes or {}))
-        for batch_tokens in (None, 1):
-            found_ND = embed(path, texts, batch_tokens, **overrides)
-            assert found_ND.shape == np.shape(expected_ND)
-            largest = max(largest, float(np.abs(found_ND - np.asarray(expected_ND)).max()))
+    for way in (*FORWARDS, PACKED) if packs else FORWARDS:
+        path = recipe_file(name, folder, padding=way.padding, **(changes or {}))
+        with pytest.MonkeyPatch.context() as patch:
+            if not way.as_on_a_cpu:
+                patch.setattr(fast_bert, "supports", lambda *_: False)
+            found_ND = embed(path, texts, way.batch_tokens, way.packing, **overrides)
+        assert found_ND.shape == np.shape(expected_ND)
+        largest = max(largest, float(np.abs(found_ND - np.asarray(expected_ND)).max()))
     record("recipe", name)
     record("reference", reference)
     record("difference", largest)
     assert largest <= TOLERANCE
-
-
-BOTH = ("right", "left")
 
 
 def unit(vectors: Any) -> Vectors:

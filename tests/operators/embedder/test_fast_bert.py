@@ -125,7 +125,7 @@ def test_many_texts_of_one_length_are_cut_into_runs(monkeypatch: pytest.MonkeyPa
     batch = random_batch((20,) * 9 + (11,) * 4)
     expected = packed(model, "mean", torch.bfloat16)(batch)
     monkeypatch.setattr(fast_bert, "MAX_SCORES", 4 * 20 * 20 * 2)
-    runs = list(fast_bert._runs(batch.lengths_B, heads=4))
+    runs = list(batch.runs(fast_bert.MAX_SCORES // 4))
     assert [run.num_texts for run in runs] == [2, 2, 2, 2, 1, 4]
     tokens = [run.num_texts * run.length for run in runs]
     assert all(

@@ -11,7 +11,6 @@ import transformers
 
 from tests import checkpoints
 from tests.operators.embedder.references import (
-    BOTH,
     SHORT,
     TEXTS,
     Record,
@@ -48,7 +47,6 @@ def test_last_token(
             tmp_path,
             "transformers, each text alone",
             expected,
-            sides=BOTH,
             changes={"dims": [8, 32], "task": "find it"},
             role=role,
         )
@@ -95,7 +93,6 @@ def test_echo(tmp_path: Path, record_property: Record) -> None:
             tmp_path,
             "pieces tokenized apart, second copy's mean, each text alone",
             expected,
-            sides=BOTH,
             changes={"task": "find it", "max_tokens": 100},
             role=role,
         )
@@ -115,7 +112,6 @@ def test_gritlm_embeds(tmp_path: Path, role: str, record_property: Record) -> No
         tmp_path,
         "GritLM's instruction mask, each text alone",
         expected,
-        sides=BOTH,
         changes={"task": "find it"},
         role=role,
     )
@@ -150,7 +146,6 @@ def test_bge_en_icl(tmp_path: Path, role: str, record_property: Record) -> None:
         tmp_path,
         "examples, query, suffix; each alone, the query cut to fit",
         expected,
-        sides=BOTH,
         changes={"task": "find it", "examples": examples, "max_tokens": max_tokens},
         role=role,
     )
@@ -180,7 +175,6 @@ def test_llm2vec(tmp_path: Path, role: str, merged: bool, record_property: Recor
         "peft's merged adapters, tokens after the instruction by offset, each text alone",
         expected,
         SHORT,
-        sides=BOTH,
         changes={
             "adapters": [str(tmp_path / "mntp"), str(tmp_path / "supervised")],
             "merge_adapters": merged,

@@ -49,7 +49,8 @@ def test_encoders(tmp_path: Path, name: str, kind: Any, record_property: Record)
     model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
     for role in ("query", "document"):
         expected_ND = model.encode(TEXTS, prompt=prompts.get(role, ""), convert_to_numpy=True)
-        check(record_property, name, tmp_path, "sentence-transformers", expected_ND, role=role)
+        packs = kind != "mpnet"  # its attention has a bias for places, which only its own code computes
+        check(record_property, name, tmp_path, "sentence-transformers", expected_ND, packs=packs, role=role)
 
 
 def test_first_and_last_layer(tmp_path: Path, record_property: Record) -> None:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from tests import checkpoints
 from tests.operators.embedder.references import (
-    BOTH,
     TEXTS,
     Record,
     check,
@@ -41,7 +40,6 @@ def test_nv_embed(tmp_path: Path, role: str, record_property: Record) -> None:
         tmp_path,
         "latent attention as published, each text alone",
         expected,
-        sides=BOTH,
         changes={"task": "find it", "latent_attention": {"prefix": "latent_attention_model.", "heads": 2}},
         role=role,
     )
@@ -85,7 +83,6 @@ def test_stella(tmp_path: Path, dims: int | None, record_property: Record) -> No
         tmp_path,
         "mean and its linear layer, each text alone",
         expected,
-        sides=BOTH,
         changes={"dims": [16, 48], "default_dims": 48},
         role="sts",
         dims=dims,

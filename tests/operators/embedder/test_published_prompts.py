@@ -13,7 +13,6 @@ import yaml
 
 from tests import checkpoints
 from tests.operators.embedder.references import (
-    BOTH,
     RECIPES,
     TEXTS,
     Record,
@@ -65,7 +64,6 @@ def test_one_word(tmp_path: Path, name: str, kind: Any, before: str, record_prop
         "transformers, each prompt alone, the text cut to fit",
         expected,
         texts,
-        sides=BOTH,
         changes={"max_tokens": max_tokens},
     )
 
@@ -104,7 +102,6 @@ def test_metaeol(tmp_path: Path, record_property: Record) -> None:
         tmp_path,
         "mean over the prompts, each alone, the text cut to fit",
         np.mean(by_prompt, axis=0),
-        sides=BOTH,
         changes={"max_tokens": max_tokens},
     )
 
@@ -137,6 +134,6 @@ def test_token_prepending(tmp_path: Path, record_property: Record) -> None:
         tmp_path,
         "the layers one by one, each prompt alone, the text cut to fit",
         np.stack(expected),
-        sides=BOTH,
         changes={"max_tokens": 100, "prepend": {"exit_layer": 2}, "layers": [3]},
+        packs=False,  # a state is moved within its row
     )

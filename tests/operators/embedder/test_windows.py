@@ -154,12 +154,12 @@ def test_prompts_go_before_every_window_and_are_not_pooled(tmp_path: Path, layer
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3"])
-@pytest.mark.parametrize("padding", ["left", "right"])
-def test_decoders_in_padded_batches_are_each_window_alone(tmp_path: Path, kind: Any, padding: str) -> None:
+@pytest.mark.parametrize(("padding", "packing"), [("left", False), ("right", False), ("right", True)])
+def test_decoders_in_batches_are_each_window_alone(tmp_path: Path, kind: Any, padding: str, packing: bool) -> None:
     checkpoints.tiny_decoder(tmp_path, kind=kind)
     spec = spec_of(tmp_path, padding=padding, attention="causal")
     chunks, _ = chunked(TEXTS, CHUNKING, Tokenizer(spec))
-    values_CD = late_vectors(spec, TEXTS, CHUNKING, batch_tokens=300)
+    values_CD = late_vectors(spec, TEXTS, CHUNKING, batch_tokens=300, packing=packing)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer("")["input_ids"] == [1]
     np.testing.assert_allclose(values_CD, plain_loop(tmp_path, TEXTS, chunks, 12, room=63), atol=5e-5)

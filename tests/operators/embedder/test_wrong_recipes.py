@@ -87,12 +87,6 @@ def test_a_saved_mode_is_overruled_by_the_recipe(tmp_path: Path) -> None:
     start(tmp_path, pooling="cls")
 
 
-def test_padding_on_a_side_that_the_model_does_not_take(tmp_path: Path) -> None:
-    checkpoints.tiny_bert(tmp_path)
-    with pytest.raises(InputError, match="embedded together with others and alone gives different vectors"):
-        start(tmp_path, padding="left", layers=[-1, -2])
-
-
 # Adapters
 
 

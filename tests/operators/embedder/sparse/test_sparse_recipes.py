@@ -44,6 +44,7 @@ def embed(
     texts: Sequence[str],
     batch_tokens: int | None = None,
     role: str = "document",
+    packing: bool = False,
     **changes: Any,
 ) -> Vectors:
     """The repository's recipe with a tiny checkpoint, and what it makes of some texts."""
@@ -52,21 +53,22 @@ def embed(
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(fields))
     spec = embedder_spec(str(path), EmbedderConfig(device="cpu", role=role), RECIPES)
-    embedder = load_embedder(spec, batch_tokens=batch_tokens, device="cpu")
+    embedder = load_embedder(spec, batch_tokens=batch_tokens, device="cpu", packing=packing)
     return embedder(Tokenizer(spec)(pa.array(list(texts))).input_ids)
 
 
 def check(name: str, folder: Path, expected_NV: Matrix, record: Any, texts: Sequence[str] = TEXTS, **how: Any) -> None:
-    """Compare in large batches and row by row, padded on each side; vectors have to be sound as well as right."""
+    """Compare in large batches, row by row, padded on each side, and packed; vectors have to be sound as well."""
     largest = 0.0
-    for side in ("right", "left") if "sides" not in how else how.pop("sides"):
-        for batch_tokens in (None, 1):
-            found = embed(name, folder, texts, batch_tokens, padding=side, **how)
-            assert found.sparse is not None
-            assert found.sparse.faults(expected_NV.shape[1]) == []
-            assert found.finite_N.all()
-            difference = np.abs(found.sparse.dense(expected_NV.shape[1]) - expected_NV)
-            largest = max(largest, float(difference.max()))
+    ways = [{"padding": side, "batch_tokens": tokens} for side in ("right", "left") for tokens in (None, 1)]
+    for way in [*ways, {"packing": True}] if how.pop("packs", True) else ways:
+        found = embed(name, folder, texts, **way, **how)
+        assert found.sparse is not None
+        assert found.sparse.faults(expected_NV.shape[1]) == []
+        assert found.finite_N.all()
+        assert found.padding_tokens == 0 or "packing" not in way
+        difference = np.abs(found.sparse.dense(expected_NV.shape[1]) - expected_NV)
+        largest = max(largest, float(difference.max()))
     assert (expected_NV > 0).any(axis=1).all()
     record("recipe", name)
     record("reference", "sentence-transformers" if name == "splade-v3" else "transformers, each text alone")
@@ -83,7 +85,7 @@ def test_splade_is_sentence_transformers_sparse_encoder(tmp_path: Path, kind: An
     transformer = MLMTransformer(str(tmp_path), max_seq_length=64)
     model = SparseEncoder(modules=[transformer, SpladePooling("max")], device="cpu")
     expected_NV = model.encode(TEXTS, convert_to_sparse_tensor=False).numpy()
-    check("splade-v3", tmp_path, expected_NV, record_property, sides=["right"])
+    check("splade-v3", tmp_path, expected_NV, record_property, packs=kind != "mpnet")
 
 
 def test_splade_of_one_row_needs_no_dense_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +182,7 @@ def test_bge_m3_has_dense_and_lexical_vectors_of_one_pass(tmp_path: Path, record
     checkpoints.tiny_encoder(tmp_path, kind="xlm-roberta")
     save_token_weights(tmp_path)
     dense_ND, sparse_NV = lexical_weights(tmp_path)
-    check("bge-m3", tmp_path, sparse_NV, record_property, sides=["right"])
+    check("bge-m3", tmp_path, sparse_NV, record_property)
     assert np.abs(embed("bge-m3", tmp_path, TEXTS).values_ND - dense_ND).max() <= TOLERANCE
     few = embed("bge-m3", tmp_path, TEXTS, sparse={"head": "token_weights", "top": 3}).sparse
     assert few is not None
