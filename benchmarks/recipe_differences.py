@@ -2,8 +2,8 @@
 
     python -m benchmarks.recipe_differences
 
-Runs the tests of published and sparse recipes and of models that see images, which record recipe, reference and
-difference in float32, and prints one line a recipe: the largest of its tests.
+Runs the tests that record recipe, reference and difference in float32 (published recipes, sparse ones, models that see
+images, static embedders, late chunking), and prints one line a recipe: the largest of its tests.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent / "tests" / "operators" / "embedder"
-FILES = ("test_published_*.py", "sparse/test_sparse_recipes.py", "vision/test_vision_vectors.py")
+FILES = (
+    "test_published_*.py",
+    "test_windows.py",
+    "sparse/test_sparse_recipes.py",
+    "static/test_distillation.py",
+    "static/test_word_vectors.py",
+    "vision/test_vision_vectors.py",
+)
 
 
 def main() -> int:
     """Print the table; returns pytest's exit code."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        options = ["-q", "-o", "junit_family=xunit1", f"--junitxml={report}"]
+        options = ["-q", "-m", "not slow", "-o", "junit_family=xunit1", f"--junitxml={report}"]
         tests = sorted(str(path) for pattern in FILES for path in TESTS.glob(pattern))
         command = [sys.executable, "-m", "pytest", *options, *tests]
         result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -98,10 +98,20 @@ def check(
             found_ND = embed(path, texts, way.batch_tokens, way.packing, **overrides)
         assert found_ND.shape == np.shape(expected_ND)
         largest = max(largest, float(np.abs(found_ND - np.asarray(expected_ND)).max()))
+    recorded(record, name, reference, largest)
+
+
+def compare(record: Record, name: str, reference: str, found_ND: Any, expected_ND: Any) -> None:
+    """Assert that vectors agree, and record by how much."""
+    assert np.shape(found_ND) == np.shape(expected_ND)
+    recorded(record, name, reference, float(np.abs(np.asarray(found_ND) - np.asarray(expected_ND)).max()))
+
+
+def recorded(record: Record, name: str, reference: str, difference: float) -> None:
     record("recipe", name)
     record("reference", reference)
-    record("difference", largest)
-    assert largest <= TOLERANCE
+    record("difference", difference)
+    assert difference <= TOLERANCE
 
 
 def unit(vectors: Any) -> Vectors:

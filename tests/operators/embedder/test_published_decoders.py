@@ -161,25 +161,26 @@ def test_llm2vec(tmp_path: Path, role: str, merged: bool, record_property: Recor
         adapted.save_pretrained(str(tmp_path / name))
         model = adapted.merge_and_unload()
     before = "[INST] find it:" if role == "query" else "[INST]"
-    rows, spans = [], []
-    for text in SHORT:
-        encoding = tokenizer(f"{before} {text} [/INST]", return_offsets_mapping=True)
-        rows.append(encoding["input_ids"])
-        spans.append([i for i, (start, end) in enumerate(encoding["offset_mapping"]) if end > len(before)])
+    rows, left_out = [], []
+    for text in TEXTS:
+        rows.append(fitted(tokenizer, f"{before} ", text, " [/INST]", 100))
+        offsets = tokenizer(f"{before} {text} [/INST]", return_offsets_mapping=True)["offset_mapping"]
+        left_out.append(sum(end <= len(before) for _, end in offsets))
+    assert max(map(len, rows)) >= 99
+    assert {tuple(row[-3:]) for row in rows} == {tuple(tokenizer(" [/INST]")["input_ids"][-3:])}
     found = states(tmp_path, rows, bidirectional=True, model=model.eval())
-    expected = unit(own[-1][span].mean(0) for own, span in zip(found, spans, strict=True))
+    expected = unit(own[-1][start:].mean(0) for own, start in zip(found, left_out, strict=True))
     check(
         record_property,
         "llm2vec-mistral-7b",
         tmp_path,
-        "peft's merged adapters, tokens after the instruction by offset, each text alone",
+        "peft's merged adapters, tokens after the instruction by offset, each text alone, cut to fit",
         expected,
-        SHORT,
         changes={
             "adapters": [str(tmp_path / "mntp"), str(tmp_path / "supervised")],
             "merge_adapters": merged,
             "task": "find it:",
-            "max_tokens": 128,
+            "max_tokens": 100,
         },
         role=role,
     )

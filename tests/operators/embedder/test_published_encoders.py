@@ -11,12 +11,15 @@ import torch
 import transformers
 import yaml
 
+from operators.embedder import fast_bert
 from tests import checkpoints
 from tests.operators.embedder.references import (
     RECIPES,
     TEXTS,
     Record,
     check,
+    compare,
+    embed,
     states,
     tokenizer_of,
     unit,
@@ -51,6 +54,18 @@ def test_encoders(tmp_path: Path, name: str, kind: Any, record_property: Record)
         expected_ND = model.encode(TEXTS, prompt=prompts.get(role, ""), convert_to_numpy=True)
         packs = kind != "mpnet"  # its attention has a bias for places, which only its own code computes
         check(record_property, name, tmp_path, "sentence-transformers", expected_ND, packs=packs, role=role)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_minilm(fast: bool, monkeypatch: pytest.MonkeyPatch, record_property: Record) -> None:
+    """The published weights, with the fast path and without; more of it is tested with the engine."""
+    if not fast:
+        monkeypatch.setattr(fast_bert, "supports", lambda *_: False)
+    model = sentence_transformers.SentenceTransformer(str(checkpoints.minilm_folder()), device="cpu")
+    expected_ND = model.encode(TEXTS, convert_to_numpy=True)
+    for packing in (False, True):
+        found_ND = embed("minilm", TEXTS, packing=packing)
+        compare(record_property, "minilm", "sentence-transformers", found_ND, expected_ND)
 
 
 def test_first_and_last_layer(tmp_path: Path, record_property: Record) -> None:

@@ -30,6 +30,7 @@ from operators.embedder.windows import Group, Windows, check_late, group_chunks,
 from operators.errors import InputError
 from operators.late_chunking import late_chunk_columns
 from tests import checkpoints
+from tests.operators.embedder.references import Record, compare
 
 RECIPES = Path(__file__).parents[3] / "configs" / "models"
 CHUNKING = Chunking(tokens=10, overlap=2, late=True, window_overlap=12)
@@ -114,7 +115,7 @@ TEXTS = [text_of(n, n) for n in (30, 3, 54, 55, 200, 1, 120, 10, 333)]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 100_000])
-def test_late_vectors_are_those_of_a_plain_loop(tmp_path: Path, batch_tokens: int) -> None:
+def test_late_vectors_are_those_of_a_plain_loop(tmp_path: Path, batch_tokens: int, record_property: Record) -> None:
     spec = spec_of(checkpoints.tiny_bert(tmp_path))
     tokenizer = Tokenizer(spec)
     assert [len(tokenizer.encode_with_offsets(text)) for text in TEXTS[2:4]] == [ROOM - 1, ROOM]
@@ -123,7 +124,7 @@ def test_late_vectors_are_those_of_a_plain_loop(tmp_path: Path, batch_tokens: in
     assert len(expected_CD) == chunks.num_rows == tokens.num_rows
     assert len(Windows.of_table(tokens)) > len(TEXTS) + 5
     values_CD = late_vectors(spec, TEXTS, CHUNKING, batch_tokens=batch_tokens)
-    np.testing.assert_allclose(values_CD, expected_CD, atol=1e-5)
+    compare(record_property, "late chunking", "transformers, window by window", values_CD, expected_CD)
 
 
 def test_order_of_documents_changes_nothing(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from operators.embedder.static.distillation import distill_static
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 from tests import checkpoints
+from tests.operators.embedder.references import Record, compare
 
 RECIPES = Path(__file__).parents[4] / "configs" / "models"
 DATA = Path(__file__).parents[4].parent / "shared" / "data"
@@ -63,11 +64,13 @@ def test_the_table_is_each_token_alone_then_pca_then_weights(tmp_path: Path, dim
     np.testing.assert_allclose(np.abs(values_NP), np.abs(expected), atol=1e-4)
 
 
-def test_sentence_transformers_reads_it_alike(tmp_path: Path) -> None:
+def test_sentence_transformers_reads_it_alike(tmp_path: Path, record_property: Record) -> None:
     spec = embedder_spec(str(checkpoints.tiny_bert(tmp_path / "bert")), EmbedderConfig(), RECIPES)
     distill_static(spec, tmp_path / "static", 12, 1e-4, UNUSED)
     model = sentence_transformers.SentenceTransformer(str(tmp_path / "static"), device="cpu")
-    np.testing.assert_allclose(embed(str(tmp_path / "static"), TEXTS), model.encode(TEXTS), atol=1e-6)
+    found_ND = embed(str(tmp_path / "static"), TEXTS)
+    compare(record_property, "static-minilm", "sentence-transformers", found_ND, model.encode(TEXTS))
+    np.testing.assert_allclose(found_ND, model.encode(TEXTS), atol=1e-6)
 
 
 def test_a_decoder_is_distilled_too(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from operators.embedder.choice import load_embedder
@@ -23,6 +24,7 @@ from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors
 from operators.errors import InputError
 from tests.checkpoints import WORDS
+from tests.operators.embedder.references import Record, compare
 from tests.static_embedders import DIM, word_table, write_recipe, write_vectors
 
 RECIPES = Path(__file__).parents[4] / "configs" / "models"
@@ -77,6 +79,25 @@ def test_mean_of_known_words(tmp_path: Path, form: str) -> None:
     assert (vectors.padding_tokens, vectors.unknown_tokens) == (0, unknown)
     known = sum(len(known_words(text)) for text in TEXTS)
     assert vectors.flops == known * DIM
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "words"), [("glove-6b-300", "glove", str.lower), ("word2vec-googlenews", "word2vec_binary", str)]
+)
+def test_published_vectors(tmp_path: Path, name: str, form: str, words: Any, record_property: Record) -> None:
+    """The repository's recipes with another file of vectors: SIF's weights by rank, words in lower or their own case."""
+    fields = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    fields["checkpoint"] = str(write_vectors(tmp_path / "vectors", form))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    spec = embedder_spec(str(tmp_path / "recipe.yaml"), EmbedderConfig(), RECIPES)
+    table = dict(zip(WORDS, word_table().astype(np.float64), strict=True))
+    total = sum(1 / (rank + 1) for rank in range(1, len(WORDS) + 1))
+    texts, expected = [text.replace("Fact", "fact") for text in TEXTS], []
+    for text in texts:
+        known = [word for word in re.findall(r"\w+", words(text)) if word in table]
+        sum_D = sum(1e-3 / (1e-3 + 1 / (WORDS.index(word) + 2) / total) * table[word] for word in known)
+        expected.append(sum_D / np.linalg.norm(sum_D))
+    compare(record_property, name, "SIF's formula in float64, each text alone", embed(spec, texts).values_ND, expected)
 
 
 def test_sif_by_rank(tmp_path: Path) -> None:

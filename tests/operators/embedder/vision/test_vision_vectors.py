@@ -18,6 +18,7 @@ from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.embedder.vision.reading import ImageReader
+from tests.operators.embedder.references import Record, compare
 from tests.vision_checkpoints import (
     BOTH_PROMPT,
     IMAGE_PROMPT,
@@ -32,19 +33,8 @@ from tests.vision_checkpoints import (
 
 TEXTS = ["a red bicycle", "Two dogs, one ball!", "the house near the water " * 9]
 IMAGES = [drawn(1), drawn(2, 40, 90), drawn(3, 64, 64), drawn(4, 33, 200), drawn(5, 20, 12)]
-TOLERANCE = 1e-4
 
 Vectors = NDArray[np.float32]
-Record = Callable[[str, object], None]
-
-
-def compare(record: Record, recipe: str, reference: str, found: Vectors, expected: list[Vectors]) -> None:
-    """Assert that vectors agree, and record by how much for benchmarks/recipe_differences.py."""
-    largest = float(np.abs(found - np.stack(expected)).max())
-    record("recipe", recipe)
-    record("reference", reference)
-    record("difference", largest)
-    assert largest <= TOLERANCE
 
 
 def spec_of(folder: Path, **fields: object) -> EmbedderSpec:
