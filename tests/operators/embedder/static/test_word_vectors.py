@@ -85,7 +85,7 @@ def test_mean_of_known_words(tmp_path: Path, form: str) -> None:
     ("name", "form", "words"), [("glove-6b-300", "glove", str.lower), ("word2vec-googlenews", "word2vec_binary", str)]
 )
 def test_published_vectors(tmp_path: Path, name: str, form: str, words: Any, record_property: Record) -> None:
-    """The repository's recipes with another file of vectors: SIF's weights by rank, words in lower or their own case."""
+    """The repository's recipes with other vectors: SIF's weights by rank, words in lower case or their own."""
     fields = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     fields["checkpoint"] = str(write_vectors(tmp_path / "vectors", form))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
