@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from operators.embedder.backend import load_fast
 from operators.embedder.batching import Batch
-from operators.embedder.engine import choose_device, prepare_process
 from operators.embedder.forward import default_batch_tokens
 from operators.embedder.loading import DTYPES, load_model
+from operators.embedder.starting import prepare_process
 from operators.embedder.truncating import kept_after
 from operators.errors import InputError
 from operators.teachers.inputs import TeacherInputs
@@ -102,9 +102,8 @@ class CrossEncoder:
     """Inputs to scores; raises InputError where the checkpoint is no classifier of sequences."""
 
     def __init__(self, spec: PairSpec, threads: int | None) -> None:
-        prepare_process(threads)
         teacher = spec.teacher
-        self._device = choose_device(teacher.device)
+        self._device = prepare_process(teacher.device, threads)
         self._label = spec.label
         self._batch_tokens = teacher.batch_tokens or default_batch_tokens(self._device)
         folder = scorer_folder(spec, weights=True)

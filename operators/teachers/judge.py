@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from operators.embedder.backend import load_fast, special_ids
 from operators.embedder.batching import Batch
-from operators.embedder.engine import choose_device, prepare_process
 from operators.embedder.forward import default_batch_tokens
 from operators.embedder.loading import DTYPES, load_model
 from operators.embedder.selftest import PROBE_TOKENS, tokens_that_see
+from operators.embedder.starting import prepare_process
 from operators.embedder.truncating import kept_between
 from operators.errors import InputError
 from operators.teachers.config import DOCUMENT, QUERY, TASK, JudgeTeacher
@@ -86,10 +86,9 @@ class Judge:
     """Inputs to scores; raises InputError where the checkpoint is no causal language model, or an answer no token."""
 
     def __init__(self, spec: PairSpec, threads: int | None) -> None:
-        prepare_process(threads)
         teacher = spec.teacher
         assert isinstance(teacher, JudgeTeacher), "a judge's spec"
-        self._device = choose_device(teacher.device)
+        self._device = prepare_process(teacher.device, threads)
         self._batch_tokens = teacher.batch_tokens or default_batch_tokens(self._device)
         folder = scorer_folder(spec, weights=True)
         backend = load_fast(folder, teacher.trust_remote_code)[0]
