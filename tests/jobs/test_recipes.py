@@ -1,4 +1,4 @@
-"""A recipe of several prompts, an adapter and examples through plan, embed and verify."""
+"""A recipe of several prompts, an adapter and examples through plan, embed and verify, without padding."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_recipe_of_many_parts_in_a_run(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(yaml.safe_load(RECIPE)))
     rows = [*documents(40), {"id": "long", "text": "time people " * 60}]
     write_jsonl(tmp_path / "docs.jsonl", rows)
-    embedder = {"examples": [{"text": "water", "word": "way"}]}
+    embedder = {"examples": [{"text": "water", "word": "way"}], "packing": True}
     config = write_config(tmp_path, tmp_path / "mine.yaml", embedder=embedder)
     assert run_job("plan", config) == 0
     plan = json.loads((tmp_path / "vectors" / "plan.json").read_text())
