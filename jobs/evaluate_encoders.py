@@ -9,7 +9,7 @@ import ray
 
 from jobs.embedding_pool import EmbeddingPool, corpus_blocks
 from jobs.identity import dataset_fingerprint
-from jobs.index_pipeline import Crew, ask, open_shards, search_all
+from jobs.open_shards import Crew, ask, open_shards, search_all
 from jobs.query_embedding import as_queries, document_config
 from operators.errors import InputError
 from operators.evaluation.beir import RetrievalSet, read_corpus

@@ -21,7 +21,7 @@ import ray
 import ray.data
 
 from jobs.config import Compute, EmbedConfig
-from jobs.index_pipeline import Crew, open_shards
+from jobs.open_shards import Crew, open_shards
 from jobs.pipeline import configure_ray_data, embedded_rows
 from jobs.query_embedding import document_config, query_spec
 from jobs.search_config import SearchConfig, mode_of

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from jobs.index_pipeline import ask, search_all, search_sparse
+from jobs.open_shards import ask, search_all, search_sparse
 from jobs.query_embedding import as_queries
 from jobs.workers import retried
 from operators.embedder.sparse.vectors import SparseVectors

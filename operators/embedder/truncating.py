@@ -12,7 +12,7 @@ is tokenized again, since what follows may change the last tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,10 +27,63 @@ END_BEFORE_BLANK = re.compile(r"\S(?=\s)")
 END_OF_WORD = re.compile(r"\w(?=\W)")
 
 Kept = tuple[list[list[int]], list[int]]  # the kept ids of each text, and how many there were in all
+Whole = tuple[list[int], int]  # of one text: its kept ids, and how many there were
+Cut = tuple[list[int], int, int]  # of a text's prefix: kept ids, and tokens and characters of what was tokenized
 
 
 def kept_after(backend: tokenizers.Tokenizer, texts: pa.StringArray, prompt: str, keep: int) -> Kept:
     """At most `keep` ids of each text with a prompt before it."""
+
+    def of_whole(whole: list[str]) -> list[Whole]:
+        encodings = backend.encode_batch_fast([prompt + text for text in whole], add_special_tokens=False)
+        return [(encoding.ids[:keep], len(encoding)) for encoding in encodings]
+
+    def of_prefixes(cut: list[str]) -> list[Cut | None]:
+        ends = [word_end(text, len(text) - 1) for text in cut]
+        encodings = backend.encode_batch(
+            [prompt + text[:end] for text, (end, _) in zip(cut, ends, strict=True)], add_special_tokens=False
+        )
+        return [
+            (encoding.ids[:keep], len(encoding), end) if _sure_tokens(encoding, before_blank) >= keep else None
+            for encoding, (end, before_blank) in zip(encodings, ends, strict=True)
+        ]
+
+    return _kept(texts, keep, of_whole, of_prefixes)
+
+
+def kept_between(backend: tokenizers.Tokenizer, texts: pa.StringArray, prefix: str, suffix: str, keep: int) -> Kept:
+    """At most `keep` ids of prefix + text + suffix as one string, of which the text alone is cut."""
+
+    def of_whole(whole: list[str]) -> list[Whole]:
+        encodings = backend.encode_batch_fast([prefix + text + suffix for text in whole], add_special_tokens=False)
+        return [
+            (
+                encoding.ids if len(encoding) <= keep else _cut_between(backend, prefix, text, suffix, keep),
+                len(encoding),
+            )
+            for text, encoding in zip(whole, encodings, strict=True)
+        ]
+
+    def of_prefix(text: str) -> Cut | None:
+        end, before_blank = word_end(text, len(text) - 1)
+        encoding = backend.encode(prefix + text[:end], add_special_tokens=False)
+        if _sure_tokens(encoding, before_blank) <= keep:
+            return None
+        return _cut_between(backend, prefix, text[:end], suffix, keep), len(encoding), end
+
+    return _kept(texts, keep, of_whole, lambda cut: [of_prefix(text) for text in cut])
+
+
+def _kept(
+    texts: pa.StringArray,
+    keep: int,
+    of_whole: Callable[[list[str]], list[Whole]],
+    of_prefixes: Callable[[list[str]], list[Cut | None]],
+) -> Kept:
+    """Every text whole, or by the shortest prefix whose tokens are sure (`of_prefixes` gives None where they are not).
+
+    How many ids a text cut to a prefix had in all is estimated by its bytes.
+    """
     contents: list[list[int]] = [[]] * len(texts)
     totals = [0] * len(texts)
     num_bytes_N = pc.binary_length(texts).to_numpy(zero_copy_only=False)
@@ -38,46 +91,16 @@ def kept_after(backend: tokenizers.Tokenizer, texts: pa.StringArray, prompt: str
     limit = CHARS_PER_TOKEN * (keep + MARGIN_TOKENS)
     while rows:
         whole, cut = _prefixes(texts, rows, limit)
-        encodings = backend.encode_batch_fast([prompt + text for _, text in whole], add_special_tokens=False)
-        for (row, _), encoding in zip(whole, encodings, strict=True):
-            ids = encoding.ids
-            contents[row], totals[row] = ids[:keep], len(ids)
+        for (row, _), found in zip(whole, of_whole([text for _, text in whole]), strict=True):
+            contents[row], totals[row] = found
         rows = []
-        found = _prefix_tokens(backend, [text for _, text in cut], prompt, keep)
-        for (row, text), sure in zip(cut, found, strict=True):
+        for (row, text), sure in zip(cut, of_prefixes([text for _, text in cut]), strict=True):
             if sure is None:
                 rows.append(row)
                 continue
             contents[row], num_tokens, num_chars = sure
             prefix_bytes = len(text[:num_chars].encode())
             totals[row] = max(keep + 1, round(num_tokens * num_bytes_N[row] / prefix_bytes))
-        limit *= GROWTH
-    return contents, totals
-
-
-def kept_between(backend: tokenizers.Tokenizer, texts: pa.StringArray, prefix: str, suffix: str, keep: int) -> Kept:
-    """At most `keep` ids of prefix + text + suffix as one string, of which the text alone is cut."""
-    contents: list[list[int]] = [[]] * len(texts)
-    totals = [0] * len(texts)
-    num_bytes_N = pc.binary_length(texts).to_numpy(zero_copy_only=False)
-    rows: Sequence[int] = range(len(texts))
-    limit = CHARS_PER_TOKEN * (keep + MARGIN_TOKENS)
-    while rows:
-        whole, cut = _prefixes(texts, rows, limit)
-        encodings = backend.encode_batch_fast([prefix + text + suffix for _, text in whole], add_special_tokens=False)
-        for (row, text), encoding in zip(whole, encodings, strict=True):
-            ids = encoding.ids
-            totals[row] = len(ids)
-            contents[row] = ids if len(ids) <= keep else _cut_between(backend, prefix, text, suffix, keep)
-        rows = []
-        for row, text in cut:
-            end, before_blank = word_end(text, len(text) - 1)
-            encoding = backend.encode(prefix + text[:end], add_special_tokens=False)
-            if _sure_tokens(encoding, before_blank) <= keep:
-                rows.append(row)
-                continue
-            contents[row] = _cut_between(backend, prefix, text[:end], suffix, keep)
-            totals[row] = max(keep + 1, round(len(encoding) * num_bytes_N[row] / len(text[:end].encode())))
         limit *= GROWTH
     return contents, totals
 
@@ -103,20 +126,6 @@ def _prefixes(
     whole = [(row, text) for row, text in zip(rows, prefixes, strict=True) if len(text) <= limit]
     cut = [(row, text) for row, text in zip(rows, prefixes, strict=True) if len(text) > limit]
     return whole, cut
-
-
-def _prefix_tokens(
-    backend: tokenizers.Tokenizer, texts: list[str], prompt: str, keep: int
-) -> list[tuple[list[int], int, int] | None]:
-    """For each cut text: kept ids, tokens and characters of what was tokenized; None where they are not sure."""
-    ends = [word_end(text, len(text) - 1) for text in texts]
-    encodings = backend.encode_batch(
-        [prompt + text[:end] for text, (end, _) in zip(texts, ends, strict=True)], add_special_tokens=False
-    )
-    return [
-        (encoding.ids[:keep], len(encoding), end) if _sure_tokens(encoding, before_blank) >= keep else None
-        for encoding, (end, before_blank) in zip(encodings, ends, strict=True)
-    ]
 
 
 def word_end(text: str, limit: int) -> tuple[int, bool]:
