@@ -12,6 +12,7 @@ of them a model should run with on a machine.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def random_model(shape: str, device: torch.device, causal: bool) -> transformers
     """The shape in bfloat16 with random weights, made on the device itself: a 7B model takes seconds on a GPU."""
     torch.manual_seed(0)
     with device:
-        model = transformers.AutoModel.from_config(SHAPES[shape], dtype=torch.bfloat16)
+        model = transformers.AutoModel.from_config(copy.deepcopy(SHAPES[shape]), dtype=torch.bfloat16)
     model.config.use_cache = False
     model.config.is_causal = causal
     return model.eval()

@@ -118,7 +118,7 @@ def pack(padded: PaddedTrunk, probe: Batch, least_cosine: float) -> PackedTrunk:
     model = padded.model
     name = model.config.model_type
     if model.config._attn_implementation != "sdpa":
-        raise InputError(f"leave out packing: {name} has no attention of the kind that it needs (sdpa)")
+        raise InputError(f"leave out embedder.packing: {name} has no attention of the kind that it needs (sdpa)")
     alone = [padded(one).states_BLD[0] for one in _each_alone(probe)]
     transformers.AttentionInterface.register(IMPLEMENTATION, _attend)
     transformers.AttentionMaskInterface.register(IMPLEMENTATION, _band)
@@ -128,16 +128,16 @@ def pack(padded: PaddedTrunk, probe: Batch, least_cosine: float) -> PackedTrunk:
         together = _states_of(packed(probe))
         beside_others = [_states_of(packed(_with_others(probe, kept))) for kept in (0, 1)]
     except FORWARD_ERRORS as error:
-        raise InputError(f"leave out packing: {name} cannot be packed: {error}") from error
+        raise InputError(f"leave out embedder.packing: {name} cannot be packed: {error}") from error
     cosine = min(map(_cosine, alone, together))
     if not cosine >= least_cosine:
         raise InputError(
-            f"leave out packing: {name} gives texts packed and padded different states (cosine {cosine:.6f}, at least "
-            f"{least_cosine} expected)"
+            f"leave out embedder.packing: {name} gives texts packed and padded different states "
+            f"(cosine {cosine:.6f}, at least {least_cosine} expected)"
         )
     # the same shapes and kernels, so the same bits
     if not all(torch.equal(together[i], beside_others[i % 2][i]) for i in range(len(together))):
-        raise InputError(f"leave out packing: {name} lets packed texts see one another")
+        raise InputError(f"leave out embedder.packing: {name} lets packed texts see one another")
     return packed
 
 

@@ -204,7 +204,9 @@ def refuse(model: Any, message: str) -> None:
 
 
 def test_a_model_with_attention_of_its_own_is_refused(tmp_path: Path) -> None:
-    refuse(load(checkpoints.tiny_encoder(tmp_path, kind="mpnet")), "leave out packing: mpnet has no attention of")
+    refuse(
+        load(checkpoints.tiny_encoder(tmp_path, kind="mpnet")), "leave out embedder.packing: mpnet has no attention of"
+    )
 
 
 def test_a_model_that_does_not_hand_on_what_its_attention_needs_is_refused(tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ def test_a_model_that_does_not_hand_on_what_its_attention_needs_is_refused(tmp_p
     model = load(tmp_path)
     forward = model.forward
     model.forward = lambda runs=None, **inputs: forward(**inputs)
-    refuse(model, "leave out packing: mistral cannot be packed: it does not tell its attention which texts")
+    refuse(model, "leave out embedder.packing: mistral cannot be packed: it does not tell its attention which texts")
 
 
 @pytest.mark.parametrize(
@@ -238,6 +240,17 @@ def test_recipes_that_are_not_packed_are_refused(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, pooling="last", prepend={"exit_layer": 2}, prompts=prompts)
     with pytest.raises(InputError, match=r"leave out embedder.packing: .* prepends tokens"):
         load_embedder(spec, device="cpu", packing=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_packed_on_a_gpu(tmp_path: Path, bidirectional: bool) -> None:
+    attention = "bidirectional" if bidirectional else "causal"
+    spec = spec_of(checkpoints.tiny_decoder(tmp_path, **WINDOW), attention=attention, compute_dtype="bfloat16")
+    input_ids = Tokenizer(spec)(texts()).input_ids
+    on_gpu_ND = Embedder(spec, device="cuda", packing=True)(input_ids).values_ND
+    on_cpu_ND = Embedder(spec, device="cpu")(input_ids).values_ND
+    assert (on_gpu_ND * on_cpu_ND).sum(axis=1).min() >= 0.999
 
 
 def test_a_text_longer_than_the_window_is_among_those_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
