@@ -27,7 +27,7 @@ from operators.storage import redact
 
 Config = TypeVar("Config", bound=BaseModel)
 
-JOBS = ("embed", "plan", "verify", "vacuum", "index", "search", "explain", "evaluate", "distill-static")
+JOBS = ("embed", "plan", "verify", "vacuum", "index", "search", "explain", "evaluate", "train", "distill-static")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""The config of `train`: so far what it trains on; each section lives beside the operator that reads it."""
+"""The config of `train`; each section lives beside the operator that reads it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from operators.embedder.recipe import EmbedderConfig
+from operators.evaluation.tasks import Task
+from operators.training.objective_config import Objective, default_objective, fault_of
+from operators.training.optimization import Optimization
 from operators.training.sets import TrainingSet
+from operators.training.tracking import Tracking
+from operators.training.tuning import Tuning
 
 
 class TrainOutput(BaseModel):
@@ -43,14 +49,45 @@ class PreparedSets(BaseModel):
 
 
 class Batches(BaseModel):
-    """How rows become batches."""
+    """How rows become batches, and how much of one is computed at once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int = Field(default=64, ge=2, description="rows of one set in a step, of all workers together")
     tokens: int = Field(
-        default=16384, ge=1, description="padded tokens that a worker has in one forward and backward (GradCache)"
+        default=8192,
+        ge=1,
+        description="padded tokens whose activations a worker holds at once; what a step has beyond them is encoded "
+        "twice (GradCache), so that memory does not grow with the batch",
     )
+    pass_tokens: int | None = Field(
+        default=None, ge=1, description="padded tokens of one forward pass; null = what the device does best"
+    )
+
+
+class Evaluating(BaseModel):
+    """What the model is judged by while it is trained: rows held back from the sets, and tasks as in `evaluate`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int | None = Field(default=None, ge=1, description="steps from one evaluation to the next; null = 10 times")
+    tasks: tuple[Task, ...] = Field(default=(), description="tasks, as in evaluate")
+    dev_rows: int = Field(default=2000, ge=1, description="rows at most of each set's dev part (dev_fraction)")
+    main: str | None = Field(
+        default=None, description="the score that decides which weights are best; null = mean of all main scores"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="evaluations without a better main score after which training ends"
+    )
+
+
+class Checkpoints(BaseModel):
+    """What a run goes on from after a failure."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int | None = Field(default=None, ge=1, description="steps from one to the next; null = 10 times in a run")
+    keep: int = Field(default=2, ge=1, description="the best (where there are evaluations, else the last) to keep")
 
 
 class TrainCompute(BaseModel):
@@ -58,9 +95,26 @@ class TrainCompute(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    workers: int | tuple[int, int] | None = Field(
+        default=None,
+        description="training workers; [fewest, most]: elastic, as many as fit; null = one for each GPU, or one",
+    )
+    cpus_per_worker: int | None = Field(
+        default=None, ge=1, description="CPU threads of a worker; null = 1 beside a GPU, else an even share of the CPUs"
+    )
+    gpus_per_worker: int = Field(default=0, ge=0, le=1, description="GPUs of a worker; 0 = train on CPUs")
+    max_failures: int = Field(default=8, ge=-1, description="failures of workers to recover from; -1: any number")
+    resize_seconds: float = Field(default=60, ge=1, description="how often an elastic run looks for more workers")
     local_cpus: int | None = Field(
         default=None, ge=1, description="CPUs of a Ray that this command starts itself; null = all of this machine"
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TrainCompute:
+        fewest, most = self.workers if isinstance(self.workers, tuple) else (self.workers or 1, self.workers or 1)
+        if not 1 <= fewest <= most:
+            raise ValueError("workers: expected a number, or [min, max] with 1 <= min <= max")
+        return self
 
 
 class TrainConfig(BaseModel):
@@ -68,16 +122,47 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    model: str = Field(
+        min_length=1, description="what to begin with: a recipe in configs/models, a recipe file, a folder, a hub id"
+    )
+    embedder: EmbedderConfig = Field(default_factory=EmbedderConfig, description="what to change of the recipe")
     sets: tuple[TrainingSet, ...] = Field(min_length=1, description="what to train on; each batch is of one set")
+    objective: Objective | None = Field(
+        default=None, description="loss of all sets without an `objective` of their own; null = by kind of set"
+    )
+    tuning: Tuning = Field(default_factory=Tuning, description="what of the model is trained")
+    optimization: Optimization = Field(default_factory=Optimization)
     batch: Batches = Field(default_factory=Batches)
+    epochs: float | None = Field(default=None, gt=0, description="times through the sets; null = 1")
+    steps: int | None = Field(default=None, ge=1, description="optimisation steps, in place of epochs")
     seed: int = Field(default=0, ge=0, description="of the order of rows and sets, of drawn negatives, of dropout")
+    evaluation: Evaluating | None = Field(
+        default=None, description="null = of the sets' dev parts, where there are any"
+    )
+    checkpoints: Checkpoints = Field(default_factory=Checkpoints)
+    tracking: Tracking = Field(default_factory=Tracking)
     output: TrainOutput
     prepared: PreparedSets = Field(default_factory=PreparedSets)
     compute: TrainCompute = Field(default_factory=TrainCompute)
 
     @model_validator(mode="after")
-    def _names_differ(self) -> TrainConfig:
+    def _consistent(self) -> TrainConfig:
         names = [training_set.name for training_set in self.sets]
         if len(set(names)) < len(names):
             raise ValueError(f"sets: each has a name of its own, got {', '.join(names)}")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give epochs or steps, not both")
+        for training_set in self.sets:
+            fault = fault_of(self.objective_of(training_set), training_set)
+            if fault is not None:
+                raise ValueError(f"sets.{training_set.name}: {fault}")
         return self
+
+    def objective_of(self, training_set: TrainingSet) -> Objective:
+        """The loss of a set: its own, the run's, or that of its kind."""
+        return training_set.objective or self.objective or default_objective(training_set)
+
+    @property
+    def measured(self) -> tuple[TrainingSet, ...]:
+        """The sets of which rows are held back."""
+        return tuple(training_set for training_set in self.sets if training_set.dev_fraction)

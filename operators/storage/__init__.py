@@ -10,7 +10,7 @@ from operators.storage.faults import StorageError, holds_secret, redact
 from operators.storage.files import create_exclusive, delete, exists, open_input, read_bytes, size_of, write_whole
 from operators.storage.listing import FileInfo, iter_files, list_folder
 from operators.storage.location import Location, locate
-from operators.storage.transfer import download, move, sha256_of, stored_sha256, upload
+from operators.storage.transfer import download, move, sha256_of, stored_sha256, upload, upload_folder
 
 __all__ = [
     "FileInfo",
@@ -32,5 +32,6 @@ __all__ = [
     "size_of",
     "stored_sha256",
     "upload",
+    "upload_folder",
     "write_whole",
 ]

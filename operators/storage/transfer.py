@@ -49,6 +49,12 @@ def upload(file: Path, location: Location) -> None:
     tried_at(location, lambda: fs.put_file(os.fspath(file), path, **parts))
 
 
+def upload_folder(folder: Path, location: Location) -> None:
+    """Put all files below a local folder into the storage, each at once; others that are there stay."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        upload(file, location / file.relative_to(folder).as_posix())
+
+
 def move(file: Path, location: Location) -> bool:
     """Rename a local file to a place on the same disk; False where it lies elsewhere and has to be uploaded."""
     if not location.is_local:

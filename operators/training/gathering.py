@@ -17,7 +17,7 @@ Shapes: b rows of this rank, B of all ranks; the other dimensions are the same e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,14 +157,16 @@ def _all_reduced(values: torch.Tensor, group: dist.ProcessGroup | None) -> torch
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter], group: dist.ProcessGroup | None = None) -> None:
-    """Give every trained parameter the sum over ranks of its gradients, zero where a rank has none.
+    """Give every trained parameter the sum over ranks of its gradients.
 
-    The order of parameters is that of every rank, else ranks wait for each other for ever.
+    What no rank made use of has none then either, and an optimizer leaves it alone, as on one rank. The order of
+    parameters is that of every rank, else ranks wait for each other for ever.
     """
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     bucket: list[torch.Tensor] = []
-    for parameter in (parameter for parameter in parameters if parameter.requires_grad):
+    for parameter in _used_anywhere(trained, group):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         if bucket and (
@@ -177,6 +179,17 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], group: dist.ProcessG
         bucket.append(parameter.grad)
     if bucket:
         _sum_bucket(bucket, group)
+
+
+def _used_anywhere(
+    parameters: Sequence[torch.nn.Parameter], group: dist.ProcessGroup | None
+) -> list[torch.nn.Parameter]:
+    if not parameters:
+        return []
+    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+    used = used.to(parameters[0].device)
+    dist.all_reduce(used, dist.ReduceOp.MAX, group=group)
+    return [parameter for parameter, is_used in zip(parameters, used.tolist(), strict=True) if is_used]
 
 
 def _sum_bucket(gradients: list[torch.Tensor], group: dist.ProcessGroup | None) -> None:

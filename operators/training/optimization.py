@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Optimization(BaseModel):
@@ -45,6 +47,8 @@ class Optimization(BaseModel):
 
 def make_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: Optimization) -> torch.optim.AdamW:
     """AdamW over named parameters; vectors (biases, norms, temperatures) do not decay."""
+    import torch  # 2 s, which whoever reads a config need not wait for
+
     decayed = [parameter for parameter in parameters.values() if parameter.ndim > 1]
     others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]

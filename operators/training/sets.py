@@ -23,6 +23,7 @@ from operators.corpus.source import Source, template_fields
 from operators.embedder.fingerprint import mapping_digest
 from operators.errors import InputError
 from operators.fragment import SourceFile
+from operators.training.objective_config import Objective
 
 Kind = Literal["pairs", "triples", "scored", "lists", "texts"]
 PREPARER_VERSION = 1  # part of every fingerprint; goes up with a change to what prepared rows hold
@@ -123,6 +124,7 @@ class TrainingSet(BaseModel):
     score_range: tuple[float, float] | None = Field(
         default=None, description="scores of a scored set are mapped from here to 0..1; rows outside are skipped"
     )
+    objective: Objective | None = Field(default=None, description="its loss; null = that of the run")
     weight: float | None = Field(
         default=None, gt=0, description="share of the steps, relative to the other sets; null = its number of batches"
     )

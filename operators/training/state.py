@@ -7,6 +7,7 @@ run that was never stopped.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import torch
 from safetensors import SafetensorError
 
 from operators.errors import InputError
-from operators.training.encoder import Encoder
 
-_WEIGHTS, _OPTIMIZER, _PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
+Parameters = Mapping[str, torch.nn.Parameter]  # all that are trained, by name
+
+WEIGHTS, _OPTIMIZER, _PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +28,23 @@ class Progress:
 
     step: int  # the next one
     run: str  # fingerprint of what is trained, on what and how: another run's state is refused
-    best_score: float | None = None
-    best_step: int | None = None
 
 
-def save(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save(folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Write the state to an empty folder on this machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = _names(encoder, optimizer)
-    weights = {name: parameter.detach().contiguous() for name, parameter in encoder.trained().items()}
+    names = _names(parameters, optimizer)
+    weights = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
     moments: dict[str, torch.Tensor] = {}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             moments[f"{names[id(parameter)]}/{key}"] = torch.as_tensor(value).contiguous()
-    safetensors.torch.save_file(weights, folder / _WEIGHTS)
+    safetensors.torch.save_file(weights, folder / WEIGHTS)
     safetensors.torch.save_file(moments, folder / _OPTIMIZER)
     (folder / _PROGRESS).write_text(json.dumps(asdict(progress)))
 
 
-def load(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, run: str) -> Progress:
+def load(folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer, run: str) -> Progress:
     """Put a saved state in place. Raises InputError for one of another run, or that is damaged."""
     progress = read_progress(folder)
     if progress.run != run:
@@ -52,25 +52,34 @@ def load(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, run: 
             f"give output.path another folder: {folder} has the state of a run with another model, data or settings "
             f"({progress.run[:12]}, this is {run[:12]})"
         )
+    load_weights(folder / WEIGHTS, parameters)
     try:
-        weights = safetensors.torch.load_file(folder / _WEIGHTS)
         moments = safetensors.torch.load_file(folder / _OPTIMIZER)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"the state in {folder} does not read, remove it to start from the one before: {error}"
         ) from None
-    parameters = encoder.trained()
-    if set(weights) != set(parameters):
-        raise InputError(f"the state in {folder} has other weights than the model that is trained")
-    with torch.no_grad():
-        for name, weight in weights.items():
-            parameters[name].copy_(weight)
-    _names(encoder, optimizer)
+    _names(parameters, optimizer)
     for key, value in moments.items():
         name, _, kind = key.rpartition("/")
         own = parameters[name]
         optimizer.state[own][kind] = value if kind == "step" else value.to(own.device)
     return progress
+
+
+def load_weights(file: Path, parameters: Parameters) -> None:
+    """Put saved weights in place. Raises InputError for a file that is damaged, or of another model."""
+    try:
+        weights = safetensors.torch.load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the state in {file.parent} does not read, remove it to start from the one before: {error}"
+        ) from None
+    if set(weights) != set(parameters):
+        raise InputError(f"the state in {file.parent} has other weights than the model that is trained")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            parameters[name].copy_(weight)
 
 
 def read_progress(folder: Path) -> Progress:
@@ -81,8 +90,8 @@ def read_progress(folder: Path) -> Progress:
         raise InputError(f"the state in {folder} does not read: {error}") from None
 
 
-def _names(encoder: Encoder, optimizer: torch.optim.Optimizer) -> dict[int, str]:
-    by_id = {id(parameter): name for name, parameter in encoder.trained().items()}
+def _names(parameters: Parameters, optimizer: torch.optim.Optimizer) -> dict[int, str]:
+    by_id = {id(parameter): name for name, parameter in parameters.items()}
     missing = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in by_id]
-    assert not missing, "the optimizer's parameters are the encoder's"
+    assert not missing, "the optimizer's parameters are those of the run"
     return by_id

@@ -30,8 +30,9 @@ from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
-from operators.training.encoder import Encoder, Tuning
+from operators.training.encoder import Encoder
 from operators.training.export import export
+from operators.training.tuning import Tuning
 
 # Largest difference of a state to that of the same layers before they were saved, in units of the largest state:
 # float32 on both sides, so that kernels differ at most in the order of a sum

@@ -19,12 +19,13 @@ from operators.embedder.spec import embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.training import state
-from operators.training.encoder import Encoder, Lora, Reader, Role, Tuning
+from operators.training.encoder import Encoder, Reader, Role
 from operators.training.export import export
 from operators.training.grad_cache import Tower, cached_backward
 from operators.training.objectives.contrastive import info_nce
 from operators.training.objectives.pairs import pairs_of
 from operators.training.optimization import Optimization, make_optimizer, set_rate
+from operators.training.tuning import Lora, Tuning
 from tests.checkpoints import WORDS, tiny_decoder
 
 RECIPES = Path("configs/models")
@@ -121,22 +122,22 @@ def test_resumed_is_uninterrupted_to_the_bit(model: Path, tuning: Tuning, tmp_pa
     encoder, reader = load(model, tuning)
     optimizer = make_optimizer(encoder.trained(), Optimization())
     first = train(encoder, reader, optimizer, range(4))
-    state.save(tmp_path / "state", encoder, optimizer, state.Progress(4, "this"))
+    state.save(tmp_path / "state", encoder.trained(), optimizer, state.Progress(4, "this"))
     encoder, reader = load(model, tuning)
     optimizer = make_optimizer(encoder.trained(), Optimization())
-    assert state.load(tmp_path / "state", encoder, optimizer, "this").step == 4
+    assert state.load(tmp_path / "state", encoder.trained(), optimizer, "this").step == 4
     assert first + train(encoder, reader, optimizer, range(4, 8)) == whole
 
 
 def test_the_state_of_another_run_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     encoder, _ = load(tiny_model, Tuning())
     optimizer = make_optimizer(encoder.trained(), Optimization())
-    state.save(tmp_path / "state", encoder, optimizer, state.Progress(4, "this"))
+    state.save(tmp_path / "state", encoder.trained(), optimizer, state.Progress(4, "this"))
     with pytest.raises(InputError, match="another folder"):
-        state.load(tmp_path / "state", encoder, optimizer, "that")
+        state.load(tmp_path / "state", encoder.trained(), optimizer, "that")
     (tmp_path / "state" / "weights.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match="does not read"):
-        state.load(tmp_path / "state", encoder, optimizer, "this")
+        state.load(tmp_path / "state", encoder.trained(), optimizer, "this")
 
 
 def test_adapters_train_themselves_alone(model: Path) -> None:

@@ -1,0 +1,46 @@
+"""train: pairs, triples, scored pairs, lists or texts in, a fine-tuned embedder out.
+
+    python -m jobs train configs/train/CONFIG.yaml
+
+Run it again after a crash: it goes on from the last checkpoint in its folder; a finished run starts no Ray. Leaves
+model/ (for `embed`, and for SentenceTransformer), report.json, report.html and checkpoints/. docs/training.md
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from datetime import UTC, datetime
+
+from cluster.session import connect
+from jobs.train_config import TrainConfig as Config
+from jobs.train_data import batch_plan, prepare_sets
+from jobs.train_outcome import is_finished, write_outcome
+from jobs.train_run import TrainRun, claim_run, number_of_steps, run_fingerprint, start_spec
+from operators.errors import InputError
+from operators.storage import locate
+
+_EXTRA = ("pytrec_eval", "sklearn", "scipy")  # what the extra `evaluate` brings for evaluations in training
+
+
+def run(config: Config) -> int:
+    """Prepare the sets, train, write the model and the report; returns the exit code."""
+    started = datetime.now(UTC)
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing and (config.evaluation is not None or config.measured):
+        raise InputError(f"install the extra: pip install 'embedfleet[evaluate]' ({', '.join(missing)} not found)")
+    spec = start_spec(config)
+    fingerprint = run_fingerprint(config, spec)
+    output = locate(config.output.path, config.output.storage_options)
+    if is_finished(output, fingerprint):
+        print(f"nothing to do: {output} holds the model of this run; no worker was started")
+        return 0
+    claim_run(output, fingerprint)
+    with connect(local_cpus=config.compute.local_cpus) as session:
+        from jobs.train_fit import fit  # torch and Ray Train are seconds that a finished run need not wait for
+
+        sets = prepare_sets(config)
+        plan = batch_plan(config, sets)
+        training = TrainRun(config, spec, sets, fingerprint, number_of_steps(config, plan))
+        trained = fit(training, session)
+    write_outcome(training, plan, trained, started)
+    return 0

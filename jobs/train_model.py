@@ -1,0 +1,67 @@
+"""The end of a training in its first worker: the model's folder, and what there is to say of it."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from jobs.identity import RECIPES
+from jobs.train_run import MODEL_FOLDER, TrainRun
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.spec import embedder_spec
+from operators.storage import upload_folder
+from operators.training.curve import Curve
+from operators.training.encoder import Encoder
+from operators.training.export import export, says_it_all
+from operators.training.outcome import TrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run came to; `fault` says why it came to nothing."""
+
+    curve: Curve
+    kept_step: int = 0  # the model's weights are those after so many steps
+    fault: str | None = None
+    model: TrainedModel | None = None
+    peak_bytes: int | None = None
+    workers: int = 1
+    hardware: str = platform.machine()
+
+
+def trained_model(run: TrainRun, encoder: Encoder) -> TrainedModel:
+    """Export the encoder into the run's folder; it is not to be trained any further."""
+    num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    num_trained = sum(parameter.numel() for parameter in encoder.trained().values())
+    with tempfile.TemporaryDirectory(prefix="embedfleet-model-") as folder:
+        export(encoder, Path(folder))
+        exported = embedder_spec(folder, EmbedderConfig(), RECIPES)
+        upload_folder(Path(folder), run.output / MODEL_FOLDER)
+    recipe = exported.recipe
+    return TrainedModel(
+        base=run.spec.model,
+        base_fingerprint=run.spec.fingerprint,
+        fingerprint=exported.fingerprint,
+        dim=exported.dim,
+        max_tokens=recipe.max_tokens,
+        pooling=recipe.pooling,
+        normalized=recipe.normalize,
+        prompts={role: str(prompt) for role, prompt in recipe.prompts.items()},
+        num_parameters=num_parameters,
+        num_trained=num_trained,
+        in_sentence_transformers=says_it_all(recipe),
+    )
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process had at once; of a GPU its own."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,132 @@
+"""What a run of `train` is: its fingerprint, its place, and what every worker of it is told."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+from jobs.identity import RECIPES
+from jobs.train_config import Evaluating, TrainConfig
+from jobs.train_data import PreparedSet
+from operators.corpus.listing import list_source
+from operators.embedder.fingerprint import mapping_digest
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.spec import EmbedderSpec, embedder_spec
+from operators.errors import InputError
+from operators.evaluation.encoding import Prompted
+from operators.storage import Location, create_exclusive, locate, read_bytes, redact
+from operators.training.batch_plan import BatchPlan
+from operators.training.sets import Side
+
+RUN_FILE, MODEL_FOLDER, CHECKPOINTS = "run.json", "model", "checkpoints"
+_TIMES = 10  # checkpoints and evaluations of a run, where the config does not say how often
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRun:
+    """Everything a worker needs; picklable."""
+
+    config: TrainConfig
+    spec: EmbedderSpec  # of the model to begin with
+    sets: tuple[PreparedSet, ...]
+    fingerprint: str
+    num_steps: int
+
+    @property
+    def output(self) -> Location:
+        """The run's folder."""
+        return locate(self.config.output.path, self.config.output.storage_options)
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps from one checkpoint to the next."""
+        return self.config.checkpoints.every or max(1, math.ceil(self.num_steps / _TIMES))
+
+    @property
+    def evaluation(self) -> Evaluating | None:
+        """What the model is judged by; None: nothing."""
+        if self.config.evaluation is None and self.config.measured:
+            return Evaluating()
+        return self.config.evaluation
+
+    @property
+    def evaluate_every(self) -> int | None:
+        """Steps from one evaluation to the next."""
+        evaluation = self.evaluation
+        return None if evaluation is None else evaluation.every or max(1, math.ceil(self.num_steps / _TIMES))
+
+    def side_spec(self, side: Side, default_role: str) -> EmbedderSpec:
+        """The spec by whose templates the texts of one side of a set are read."""
+        return prompted_spec(self.config, side.role or default_role, side.prompt, side.task)
+
+    def prompted_spec(self, prompted: Prompted) -> EmbedderSpec:
+        """The same for a task's texts."""
+        return prompted_spec(self.config, prompted.role, prompted.prompt, prompted.instruction)
+
+
+def start_spec(config: TrainConfig) -> EmbedderSpec:
+    """The model to begin with, checked without loading it."""
+    return embedder_spec(config.model, config.embedder, RECIPES)
+
+
+def prompted_spec(
+    config: TrainConfig, role: str, prompt: str | tuple[str, ...] | None, task: str | None
+) -> EmbedderSpec:
+    """The model with the prompt that some texts get; InputError where its recipe has none of that role."""
+    changed: dict[str, object] = {"role": role, "prompt": prompt}
+    if task is not None:
+        changed["task"] = task
+    embedder: EmbedderConfig = config.embedder.model_copy(update=changed)
+    return embedder_spec(config.model, embedder, RECIPES)
+
+
+def run_fingerprint(config: TrainConfig, spec: EmbedderSpec) -> str:
+    """A hash of all that determines the trained weights: model, data, loss and how it is optimised."""
+    facts = config.model_dump(
+        mode="json", include={"embedder", "tuning", "optimization", "epochs", "steps", "seed", "objective"}
+    )
+    facts |= {"model": spec.fingerprint, "batch": config.batch.size}
+    facts["sets"] = [
+        {
+            "rows": one.fingerprint(list_source(one.source()), config.seed),
+            **one.model_dump(mode="json", include={"name", "query", "document", "symmetric", "weight"}),
+            "in_batch": one.has_in_batch_negatives,
+            "objective": config.objective_of(one).model_dump(mode="json"),
+        }
+        for one in config.sets
+    ]
+    return mapping_digest(facts)
+
+
+def number_of_steps(config: TrainConfig, plan: BatchPlan) -> int:
+    """Steps of the whole run."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, math.ceil((config.epochs or 1.0) * plan.steps_per_epoch))
+
+
+def public_config(config: TrainConfig) -> dict[str, object]:
+    """The config as it may be stored and shown: storage options out, what looks like a secret masked."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    tasks = (values.get("evaluation") or {}).get("tasks", [])
+    for section in (values["output"], values.get("prepared", {}), *values["sets"], *tasks):
+        section.pop("storage_options", None)
+    redacted: dict[str, object] = redact(values)
+    return redacted
+
+
+def claim_run(output: Location, fingerprint: str) -> None:
+    """Make the folder this run's. Raises InputError where it is another's."""
+    mine = json.dumps({"fingerprint": fingerprint}).encode()
+    if create_exclusive(output / RUN_FILE, mine):
+        return
+    try:
+        found = json.loads(read_bytes(output / RUN_FILE))["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"give output.path another folder: {output / RUN_FILE} does not read: {error}") from None
+    if found != fingerprint:
+        raise InputError(
+            f"give output.path another folder: {output} is that of a run with another model, data or settings "
+            f"({str(found)[:12]}, this is {fingerprint[:12]})"
+        )

@@ -1,0 +1,162 @@
+"""What one worker of a training does: from the last checkpoint on, step after step, to the trained model's folder.
+
+Every rank computes the same plan and its own slice of each batch; the first one writes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from jobs.train_checkpoints import load_weights, report_checkpoint, restore
+from jobs.train_data import batch_plan
+from jobs.train_inputs import judged_by, ready_sets, set_reader
+from jobs.train_model import Trained, peak_bytes, trained_model
+from jobs.train_record import RunRecorder
+from jobs.train_run import TrainRun
+from operators.embedder.engine import prepare_process
+from operators.embedder.forward import default_batch_tokens
+from operators.errors import InputError
+from operators.storage import write_whole
+from operators.training.curve import Curve, Evaluated, StepMetrics
+from operators.training.encoder import Encoder, Reader
+from operators.training.evaluating import RankEmbedder, UnfitEvaluation
+from operators.training.rank_batches import RankBatches
+from operators.training.set_objective import SetObjective
+from operators.training.step import TrainingDiverged, TrainStep
+
+_DIVERGED = "diverged.jsonl"
+
+
+def train_worker(run: TrainRun, threads: int, board: Any) -> Trained:
+    """The training function of every rank; what the first one returns counts."""
+    rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    faults: list[str | None] = [None] * world_size
+    worker: TrainWorker | None = None
+    try:
+        worker = TrainWorker(run, rank, world_size, threads, board)
+    except InputError as error:
+        faults[rank] = str(error)
+    if world_size > 1:
+        dist.all_gather_object(faults, faults[rank])
+    fault = next((one for one in faults if one is not None), None)
+    if worker is None or fault is not None:
+        return Trained(Curve(), fault=fault)  # not a failure to recover from: it would be the same again
+    return worker.train()
+
+
+class TrainWorker:
+    """One rank of a run, ready to go on from the run's last checkpoint."""
+
+    def __init__(self, run: TrainRun, rank: int, world_size: int, threads: int, board: Any) -> None:
+        self._run, self._rank, self._world_size = run, rank, world_size
+        config = run.config
+        prepare_process(threads)
+        device = ray.train.torch.get_device()
+        torch.manual_seed(config.seed)  # a classifier begins the same on every rank
+        encoder = Encoder(run.spec, config.tuning, device)
+        objectives = [SetObjective(config.objective_of(one), one, run.spec.dim).to(device) for one in config.sets]
+        names = [one.name for one in config.sets]
+        self._step = TrainStep(
+            encoder, objectives, names, config.optimization, run.num_steps, config.batch.tokens, config.seed
+        )
+        pass_tokens = min(config.batch.pass_tokens or default_batch_tokens(device), config.batch.tokens)
+        readers = [set_reader(run, prepared) for prepared in run.sets]
+        self._sets = ready_sets(run, readers, "train")
+        self._batches = RankBatches(batch_plan(config, run.sets), self._sets, rank, world_size, pass_tokens)
+        self._embedder = RankEmbedder(
+            encoder, lambda prompted: Reader({"document": run.prompted_spec(prompted)}), rank, world_size, pass_tokens
+        )
+        self._judged = judged_by(run, readers)
+        self._first_step, self._curve = restore(run, self._step)
+        self._recorder = RunRecorder(run, board, self._first_step) if rank == 0 else None
+
+    def train(self) -> Trained:
+        """Steps, evaluations and checkpoints to the end; then the model's folder."""
+        run, done = self._run, self._first_step
+        try:
+            if not done:
+                self._evaluate(0)
+            while not self._is_over(done):
+                before, done = done, self._train_until(self._next_stop(done), done)
+                if self._evaluates_at(done):
+                    self._evaluate(done)
+                if self._recorder is not None:
+                    self._recorder.store(self._curve, before)
+                report_checkpoint(run, self._step, self._curve, done, self._rank == 0, self._is_over(done))
+        except TrainingDiverged as error:
+            return Trained(self._curve, fault=f"{error}; {self._keep_batch(error)}")
+        except UnfitEvaluation as error:
+            return Trained(self._curve, fault=str(error))
+        return self._finish(done)
+
+    def _train_until(self, stop: int, done: int) -> int:
+        """Train up to a step; what is done is in the curve, whatever happens."""
+        new: list[StepMetrics] = []
+        try:
+            for batch in self._batches(done, stop):
+                new.append(self._step(batch))
+                self._show(new[-1])
+        finally:
+            self._curve = self._curve.plus(*new)
+        return stop
+
+    def _next_stop(self, done: int) -> int:
+        """The next step after which there is a checkpoint."""
+        run = self._run
+        periods = [run.checkpoint_every, *([run.evaluate_every] if run.evaluate_every else [])]
+        return min(run.num_steps, *((done // period + 1) * period for period in periods))
+
+    def _evaluates_at(self, done: int) -> bool:
+        every = self._run.evaluate_every
+        return every is not None and (done % every == 0 or done == self._run.num_steps)
+
+    def _evaluate(self, done: int) -> None:
+        if self._judged is not None:
+            evaluated = self._judged(self._embedder, done)
+            self._curve = self._curve.plus(evaluated)
+            self._show(evaluated)
+
+    def _is_over(self, done: int) -> bool:
+        """Whether all steps are done, or evaluations have not become better for long enough."""
+        patience = self._run.evaluation.patience if self._run.evaluation is not None else None
+        best = best_trained(self._curve)
+        if patience is not None and best is not None:
+            since = sum(one.step > best.step for one in self._curve.evaluations)
+            return since >= patience or done >= self._run.num_steps
+        return done >= self._run.num_steps
+
+    def _finish(self, done: int) -> Trained:
+        """Write the folder of the best weights, or of the last where nothing judged them."""
+        best = best_trained(self._curve)
+        kept = done if best is None else best.step
+        if self._recorder is None:
+            return Trained(self._curve, kept)
+        self._recorder.close(finished=True)
+        if kept != done:
+            load_weights(self._run, self._step, kept)
+        model = trained_model(self._run, self._step.encoder)
+        return Trained(self._curve, kept, None, model, peak_bytes(self._step.encoder.device), self._world_size)
+
+    def _keep_batch(self, error: TrainingDiverged) -> str:
+        """Write the rows that a run ended on; says where they are."""
+        place = self._run.output / _DIVERGED
+        if self._rank == 0:
+            table = self._sets[error.planned.set_index].rows.take(error.planned.rows_B)
+            lines = (json.dumps(row, ensure_ascii=False) for row in table.to_pylist())
+            write_whole(place, "\n".join(lines).encode())
+        return f"its rows are in {place}"
+
+    def _show(self, record: StepMetrics | Evaluated) -> None:
+        if self._recorder is not None:
+            self._recorder(record)
+
+
+def best_trained(curve: Curve) -> Evaluated | None:
+    """The best evaluation of weights that were trained; None without any."""
+    return Curve(evaluations=tuple(one for one in curve.evaluations if one.step)).best

@@ -1,0 +1,191 @@
+"""The `objective:` of a training config: which loss a set is trained with, chosen by its key `loss`.
+
+pairs, triples, texts   info_nce (default); triples also triplet
+scored                  cosent (default), angle, cosine_regression; with labels softmax (default)
+lists                   kl (default), margin_mse, list_net, list_mle
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from operators.training.sets import TrainingSet
+
+
+class Matryoshka(BaseModel):
+    """The loss at several widths at once, for vectors that can be cut (arXiv 2205.13147)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dims: tuple[int, ...] = Field(min_length=1, description="widths; the full one is to be among them")
+    weights: tuple[float, ...] | None = Field(default=None, description="of the loss at each; null = 1 each")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Matryoshka:
+        if min(self.dims) < 1 or len(set(self.dims)) < len(self.dims):
+            raise ValueError(f"dims: expected different positive numbers, got {list(self.dims)}")
+        if self.weights is not None and len(self.weights) != len(self.dims):
+            raise ValueError(f"weights: expected one for each of {len(self.dims)} dims, got {len(self.weights)}")
+        return self
+
+
+class FalseNegatives(BaseModel):
+    """Leave out candidates that are too similar to the query to be negatives (arXiv 2402.16829, 2407.15831)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    margin: float = Field(default=0.0, description="out goes what is above the positive's cosine less this")
+    kind: Literal["absolute", "relative"] = Field(
+        default="absolute", description="relative: less this share of it (0.05: above 95 %)"
+    )
+
+
+class HardnessWeighting(BaseModel):
+    """Let near negatives weigh more (arXiv 2503.04812)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strength: float = Field(ge=0, description="a negative of cosine c weighs exp(strength * c)")
+    of: Literal["in_batch", "hard", "all"] = Field(default="all", description="which negatives")
+
+
+class Loss(BaseModel):
+    """What all losses have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    matryoshka: Matryoshka | None = Field(default=None, description="the loss at several widths; null: at the full one")
+
+
+class InfoNce(Loss):
+    """Contrastive: every query against the documents of the batch (arXiv 1807.03748)."""
+
+    loss: Literal["info_nce"] = "info_nce"
+    temperature: float = Field(default=0.05, gt=0, description="what similarities are divided by; SimCSE: 0.05")
+    learn_temperature: bool = Field(default=False, description="train the temperature too, from here on (CLIP)")
+    candidates: Literal["info_nce", "query_query", "gte", "both_directions"] = Field(
+        default="info_nce",
+        description="what stands against a query: the documents; query_query: other queries too (Gecko); gte: all "
+        "four directions in one denominator; both_directions: the mean of two softmaxes (CLIP)",
+    )
+    shared_negatives: bool = Field(default=True, description="other rows' hard negatives are negatives too")
+    false_negatives: FalseNegatives | None = Field(default=None, description="null: equal texts alone are left out")
+    hardness: HardnessWeighting | None = Field(default=None, description="null: all negatives weigh the same")
+    own_negative_weight: float = Field(default=0.0, description="added to the logits of a row's own hard negatives")
+    similarity: Literal["cosine", "dot"] = Field(default="cosine", description="of vectors")
+
+
+class Triplet(Loss):
+    """The positive nearer than the negatives by a margin (arXiv 1503.03832)."""
+
+    loss: Literal["triplet"]
+    margin: float = Field(default=0.3, gt=0, description="by how much")
+    distance: Literal["cosine", "euclidean"] = Field(default="cosine", description="cosine: 1 - cosine")
+
+
+class CoSent(Loss):
+    """The order of cosines within the batch is that of the scores (CoSENT, TASLP 2024.3402087)."""
+
+    loss: Literal["cosent"]
+    temperature: float = Field(default=0.05, gt=0, description="what differences of cosines are divided by")
+
+
+class Angle(Loss):
+    """The same with angles of complex numbers (AnglE, arXiv 2309.12871)."""
+
+    loss: Literal["angle"]
+    temperature: float = Field(default=0.05, gt=0, description="what differences of angles are divided by")
+
+
+class CosineRegression(Loss):
+    """The cosine is the score (Sentence-BERT, arXiv 1908.10084)."""
+
+    loss: Literal["cosine_regression"]
+
+
+class SoftmaxClasses(Loss):
+    """A classifier of two vectors and their difference (Sentence-BERT, arXiv 1908.10084)."""
+
+    loss: Literal["softmax"]
+
+
+class MarginMse(Loss):
+    """The differences between candidates' scores (arXiv 2010.02666)."""
+
+    loss: Literal["margin_mse"]
+    similarity: Literal["cosine", "dot"] = Field(default="cosine", description="dot for cross-encoders' logits")
+
+
+class KlDivergence(Loss):
+    """The teacher's distribution over a row's candidates (arXiv 2010.11386)."""
+
+    loss: Literal["kl"]
+    temperature: float = Field(default=0.05, gt=0, description="what the student's similarities are divided by")
+    teacher_temperature: float = Field(default=1.0, gt=0, description="what the teacher's scores are divided by")
+
+
+class ListNet(Loss):
+    """Cross entropy of the top-one probabilities (ICML 2007)."""
+
+    loss: Literal["list_net"]
+    temperature: float = Field(default=0.05, gt=0, description="what the student's similarities are divided by")
+
+
+class ListMle(Loss):
+    """The likelihood of the teacher's order (ICML 2008)."""
+
+    loss: Literal["list_mle"]
+    temperature: float = Field(default=0.05, gt=0, description="what the student's similarities are divided by")
+
+
+Objective = Annotated[
+    InfoNce
+    | Triplet
+    | CoSent
+    | Angle
+    | CosineRegression
+    | SoftmaxClasses
+    | MarginMse
+    | KlDivergence
+    | ListNet
+    | ListMle,
+    Field(discriminator="loss"),
+]
+
+_OF_LISTS = (MarginMse, KlDivergence, ListNet, ListMle)
+
+
+def default_objective(training_set: TrainingSet) -> Objective:
+    """The loss of a set for which none is given."""
+    if training_set.kind == "scored":
+        return SoftmaxClasses(loss="softmax") if training_set.columns.label else CoSent(loss="cosent")
+    return KlDivergence(loss="kl") if training_set.kind == "lists" else InfoNce()
+
+
+def fault_of(objective: Objective, training_set: TrainingSet) -> str | None:
+    """Why a set cannot be trained with a loss; None where it can."""
+    kind = training_set.kind
+    has_label = training_set.columns.label is not None
+    fits = {
+        "pairs": isinstance(objective, InfoNce),
+        "triples": isinstance(objective, InfoNce | Triplet),
+        "texts": isinstance(objective, InfoNce),
+        "lists": isinstance(objective, _OF_LISTS),
+        "scored": isinstance(objective, SoftmaxClasses)
+        if has_label
+        else isinstance(objective, CoSent | Angle | CosineRegression),
+    }
+    if not fits[kind]:
+        wanted = default_objective(training_set).loss
+        return f"the loss {objective.loss} does not fit {kind}{' with labels' * has_label}; {wanted} does"
+    if isinstance(objective, SoftmaxClasses) and objective.matryoshka is not None:
+        return "matryoshka does not go with the loss softmax, whose classifier has one width"
+    if isinstance(objective, InfoNce):
+        if not training_set.has_in_batch_negatives and training_set.num_documents < 2:
+            return "in_batch_negatives is off and rows have no hard negatives: nothing stands against a query"
+        if not training_set.has_in_batch_negatives and objective.candidates != "info_nce":
+            return f"in_batch_negatives is off: candidates {objective.candidates} needs them"
+    return None

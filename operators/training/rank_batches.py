@@ -1,0 +1,108 @@
+"""A rank's part of each step's batch, read and tokenized: what a step needs beside the model.
+
+Shapes: B rows of a global batch, b of this rank, K documents of a row, T = 1 + K texts, N texts of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from operators.errors import InputError
+from operators.training.batch_plan import BatchPlan, PlannedBatch, rank_slice
+from operators.training.encoder import Reader, Role, Tokenized
+from operators.training.gathering import RankRows
+from operators.training.micro_batches import MicroBatches, micro_batches
+from operators.training.prepared import PreparedRows
+from operators.training.set_objective import RowFacts
+from operators.training.sets import TrainingSet
+
+
+@dataclass(frozen=True, slots=True)
+class ReadySet:
+    """A set to train on: its config, its rows, and how its texts become tokens."""
+
+    config: TrainingSet
+    rows: PreparedRows
+    reader: Reader
+
+
+@dataclass(frozen=True, slots=True)
+class RankBatch:
+    """What a rank computes in a step."""
+
+    planned: PlannedBatch  # of all ranks
+    tokenized: Tokenized  # N texts: the queries, then the documents of each row in turn
+    micro_batches: MicroBatches
+    facts: RowFacts
+    num_tokens: int
+
+
+class RankBatches:
+    """The batches of a rank from any step on, the next one read while one is trained on."""
+
+    def __init__(self, plan: BatchPlan, sets: Sequence[ReadySet], rank: int, world_size: int, pass_tokens: int) -> None:
+        self._plan, self._sets = plan, sets
+        self._rank, self._world_size, self._pass_tokens = rank, world_size, pass_tokens
+
+    def __call__(self, first_step: int, num_steps: int) -> Iterator[RankBatch]:
+        """The batches of steps `first_step` to `num_steps` - 1, in order."""
+        with ThreadPoolExecutor(1) as ahead:  # one thread: files of rows are not safe for several
+            coming = ahead.submit(self.read, first_step)
+            for step in range(first_step, num_steps):
+                batch = coming.result()
+                if step + 1 < num_steps:
+                    coming = ahead.submit(self.read, step + 1)
+                yield batch
+
+    def read(self, step: int) -> RankBatch:
+        """The batch of one step. Raises InputError where there are not enough rows for every rank."""
+        planned = self._plan.batch(step)
+        num_rows = len(planned.rows_B)
+        if num_rows < self._world_size:
+            raise InputError(
+                f"give a larger batch.size or fewer workers: the batch of step {step} has {num_rows} rows for "
+                f"{self._world_size} workers"
+            )
+        own = rank_slice(num_rows, self._rank, self._world_size)
+        ready = self._sets[planned.set_index]
+        table = ready.rows.take(planned.rows_B[own])
+        texts, roles = row_texts(table, ready.config)
+        tokenized = ready.reader(texts, roles)
+        lengths_N = np.array([len(ids) for ids in tokenized.ids], np.int64)
+        slices = [rank_slice(num_rows, rank, self._world_size) for rank in range(self._world_size)]
+        ranks = RankRows(tuple(one.stop - one.start for one in slices), self._rank)
+        facts = _facts(table, ready.rows.hashes(planned.rows_B[own]), ranks)
+        cut = micro_batches(lengths_N, self._pass_tokens)
+        return RankBatch(planned, tokenized, cut, facts, int(lengths_N.sum()))
+
+
+def row_texts(table: pa.Table, training_set: TrainingSet) -> tuple[list[str], list[Role]]:
+    """All texts of rows, queries first, and the role of each; a single text comes twice (SimCSE)."""
+    queries = table["query"].to_pylist()
+    if training_set.kind == "texts":
+        return queries * 2, _roles("query", 2 * len(queries))
+    documents = pc.list_flatten(table["documents"]).to_pylist()
+    return queries + documents, _roles("query", len(queries)) + _roles("document", len(documents))
+
+
+def _roles(role: Role, count: int) -> list[Role]:
+    return [role] * count
+
+
+def _facts(table: pa.Table, hashes_bT: NDArray[np.uint64], rows: RankRows) -> RowFacts:
+    num_rows = table.num_rows
+    scores_bK = labels_b = None
+    if table["scores"].null_count == 0 and num_rows:
+        flat = pc.list_flatten(table["scores"]).to_numpy()
+        scores_bK = torch.from_numpy(flat.reshape(num_rows, -1).astype(np.float32))
+    if table["label"].null_count == 0 and num_rows:
+        labels_b = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
+    return RowFacts(rows, torch.from_numpy(hashes_bT.view(np.int64)), scores_bK, labels_b)

@@ -1,0 +1,36 @@
+"""The `tuning:` section of a training config."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Lora(BaseModel):
+    """Low-rank adapters in place of full fine-tuning (Hu et al. 2021, arXiv 2106.09685)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(default=16, gt=0, description="rank of the update of each weight")
+    alpha: int = Field(default=32, gt=0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="of what enters an adapter")
+    targets: tuple[str, ...] | Literal["all-linear"] = Field(
+        default="all-linear", description="names of the linear layers that get one"
+    )
+
+
+class Tuning(BaseModel):
+    """What of a model is trained, and how its passes are computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lora: Lora | None = Field(default=None, description="train adapters alone; null: all weights")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="bfloat16: products in it, weights and their updates in float32"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations twice in place of keeping them: less memory, a third slower"
+    )
+    dropout: float | None = Field(default=None, ge=0, lt=1, description="of the model; null: as its config says")
+    attention_dropout: float | None = Field(default=None, ge=0, lt=1, description="null: as the model's config says")

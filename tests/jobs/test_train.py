@@ -1,0 +1,184 @@
+"""The job `train` as its user runs it: from files of pairs to a model that others load, and on after a stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import yaml
+from sentence_transformers import SentenceTransformer
+
+from operators.embedder.choice import load_embedder
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.spec import embedder_spec
+from operators.embedder.tokenizing import Tokenizer
+from operators.training.curve import Curve
+from tests.checkpoints import WORDS, tiny_bert
+from tests.jobs.running import run_job, write_jsonl
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+RECIPES = Path("configs/models")
+
+
+def topics(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Pairs that share a rare word, which a model can learn to find."""
+    rng = np.random.default_rng(start)
+    rows = []
+    for number in range(start, start + count):
+        key = f"{WORDS[number % len(WORDS)]} {WORDS[(number // len(WORDS)) % len(WORDS)]}"
+        query, positive = (" ".join([*rng.choice(WORDS, 4), key]) for _ in range(2))
+        rows.append({"query": f"{query} {number}", "positive": f"{key} {positive} {number}"})
+    return rows
+
+
+def write_train_config(folder: Path, **sections: Any) -> Path:
+    """A run on `folder/pairs.jsonl` with a tiny model, into `folder/out`."""
+    if not (folder / "model").exists():
+        tiny_bert(folder / "model", hidden=32)
+    if not (folder / "pairs.jsonl").exists():
+        write_jsonl(folder / "pairs.jsonl", topics(300))
+    config: dict[str, Any] = {
+        "model": str(folder / "model"),
+        "sets": [{"name": "pairs", "path": str(folder / "pairs.jsonl"), "kind": "pairs", "dev_fraction": 0.2}],
+        "batch": {"size": 16},
+        "steps": 20,
+        "optimization": {"learning_rate": 4e-3},
+        "evaluation": {"every": 10},
+        "checkpoints": {"every": 5},
+        "output": {"path": str(folder / "out")},
+        "compute": {"workers": 1, "cpus_per_worker": 1},
+        **sections,
+    }
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    """The run's report."""
+    found: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
+    return found
+
+
+def losses_of(folder: Path) -> list[float]:
+    """The loss of every step."""
+    losses: list[float] = report_of(folder)["curve"]["steps"]["loss"]
+    return losses
+
+
+def test_from_pairs_to_a_model_that_others_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_train_config(tmp_path)
+    assert run_job("train", config) == 0
+    report = report_of(tmp_path)
+    main = next(iter(report["before"]))
+    assert main == "pairs dev ndcg_at_10"
+    assert report["after"][main] > report["before"][main] + 0.05
+    assert [one["step"] for one in report["curve"]["evaluations"]] == [0, 10, 20]
+    losses = losses_of(tmp_path)
+    assert len(losses) == 20
+    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
+    texts = ["time people year", "hand part place of the world"]
+    model = str(tmp_path / "out" / "model")
+    spec = embedder_spec(model, EmbedderConfig(), RECIPES)
+    ours = load_embedder(spec)(Tokenizer(spec)(pa.array(texts)).input_ids).values_ND
+    np.testing.assert_allclose(ours, SentenceTransformer(model, device="cpu").encode(texts), atol=1e-5)
+    assert spec.fingerprint == report["model"]["fingerprint"]
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "sentence-transformers" in card
+    assert "pairs dev ndcg_at_10" in card
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 4
+    out = capsys.readouterr().out
+    assert "step 20 of 20: pairs dev ndcg_at_10" in out
+    assert run_job("train", config) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_killed_worker_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    assert run_job("train", write_train_config(tmp_path / "whole")) == 0
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    config = write_train_config(killed)
+    deaths: list[int] = []
+    watcher = threading.Thread(target=kill_after_checkpoint, args=(killed / "out" / "checkpoints", deaths), daemon=True)
+    watcher.start()
+    assert run_job("train", config) == 0
+    watcher.join(10)
+    assert deaths, "no worker was killed"
+    assert losses_of(killed) == losses_of(tmp_path / "whole")
+    assert report_of(killed)["after"] == report_of(tmp_path / "whole")["after"]
+
+
+def kill_after_checkpoint(checkpoints: Path, deaths: list[int], timeout: float = 120) -> None:
+    """kill -9 of the training worker, once there is a checkpoint."""
+    for _ in range(int(timeout / 0.02)):
+        if list(checkpoints.glob("step-*/progress.json")):
+            for process in psutil.process_iter(["cmdline"]):
+                if any("RayTrainWorker" in part for part in process.info["cmdline"] or ()):
+                    os.kill(process.pid, 9)
+                    deaths.append(process.pid)
+            if deaths:
+                return
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sets": [{"name": "a", "path": "{folder}/none.jsonl", "kind": "pairs"}]}, "none.jsonl"),
+        (
+            {"sets": [{"name": "a", "path": "{folder}/pairs.jsonl", "kind": "pairs", "columns": {"query": "qeury"}}]},
+            "set columns.query of the set 'a' to a column that exists: 'qeury'",
+        ),
+        ({"objective": {"loss": "cosent"}}, "the loss cosent does not fit pairs; info_nce does"),
+        ({"objective": {"loss": "info_nce", "temprature": 1}}, "unknown key"),
+        ({"steps": 5, "epochs": 1}, "give epochs or steps, not both"),
+        ({"tuning": {"lora": {"targets": ["no_such_layer"]}}}, "tuning.lora.targets"),
+        ({"evaluation": {"main": "loss"}}, "set evaluation.main to one of: pairs dev ndcg_at_10"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    text = yaml.safe_dump(changes).replace("{folder}", str(tmp_path))
+    assert run_job("train", write_train_config(tmp_path, **yaml.safe_load(text))) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_job("train", write_train_config(tmp_path, steps=2, evaluation=None)) == 0
+    assert run_job("train", write_train_config(tmp_path, steps=3, evaluation=None)) == 2
+    assert "give output.path another folder" in capsys.readouterr().err
+
+
+def test_a_diverging_run_stops_and_keeps_its_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    optimization = {"learning_rate": 1e30, "warmup": 0, "max_gradient_norm": 1e30}
+    assert run_job("train", write_train_config(tmp_path, optimization=optimization)) == 2
+    error = capsys.readouterr().err
+    assert "lower optimization.learning_rate, or look at the batch: at step" in error
+    rows = [json.loads(line) for line in (tmp_path / "out" / "diverged.jsonl").read_text().splitlines()]
+    assert len(rows) == 16
+    assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.slow
+def test_it_ends_early_and_keeps_the_best_weights(tmp_path: Path) -> None:
+    evaluation = {"every": 2, "patience": 2}
+    optimization = {"learning_rate": 0.05, "schedule": "constant", "warmup": 0}
+    assert run_job("train", write_train_config(tmp_path, evaluation=evaluation, optimization=optimization)) == 0
+    report = report_of(tmp_path)
+    evaluations = {one["step"]: next(iter(one["scores"].values())) for one in report["curve"]["evaluations"]}
+    trained = {step: score for step, score in evaluations.items() if step}
+    assert report["kept_step"] == max(trained, key=lambda step: trained[step])
+    assert max(trained) == report["kept_step"] + 4 < 20
+    stored = (tmp_path / "out" / "checkpoints" / f"step-{report['kept_step']:08d}" / "curve.jsonl").read_text()
+    assert len(Curve.from_jsonl(stored).steps) == report["kept_step"]
