@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.embedder.recipe import EmbedderConfig
 from operators.evaluation.tasks import Task
+from operators.training.forecast.config import ForecastConfig
 from operators.training.objective_config import Objective, default_objective, fault_of
 from operators.training.optimization import Optimization
 from operators.training.sets import TrainingSet
@@ -141,6 +142,7 @@ class TrainConfig(BaseModel):
     )
     checkpoints: Checkpoints = Field(default_factory=Checkpoints)
     tracking: Tracking = Field(default_factory=Tracking)
+    forecast: ForecastConfig = Field(default_factory=ForecastConfig, description="what `plan` reckons with")
     output: TrainOutput
     prepared: PreparedSets = Field(default_factory=PreparedSets)
     compute: TrainCompute = Field(default_factory=TrainCompute)
