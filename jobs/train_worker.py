@@ -19,8 +19,8 @@ from jobs.train_inputs import judged_by, ready_sets, set_reader
 from jobs.train_model import Trained, peak_bytes, trained_model
 from jobs.train_record import RunRecorder
 from jobs.train_run import TrainRun
-from operators.embedder.engine import prepare_process
 from operators.embedder.forward import default_batch_tokens
+from operators.embedder.starting import prepare_process
 from operators.errors import InputError
 from operators.storage import write_whole
 from operators.training.curve import Curve, Evaluated, StepMetrics
@@ -56,8 +56,8 @@ class TrainWorker:
     def __init__(self, run: TrainRun, rank: int, world_size: int, threads: int, board: Any) -> None:
         self._run, self._rank, self._world_size = run, rank, world_size
         config = run.config
-        prepare_process(threads)
-        device = ray.train.torch.get_device()
+        prepare_process("auto", threads)
+        device = ray.train.torch.get_device()  # on a machine with several GPUs, the one that is ours
         torch.manual_seed(config.seed)  # a classifier begins the same on every rank
         encoder = Encoder(run.spec, config.tuning, device)
         objectives = [SetObjective(config.objective_of(one), one, run.spec.dim).to(device) for one in config.sets]
