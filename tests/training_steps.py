@@ -59,13 +59,19 @@ def write_sets(folder: Path, num_rows: int = 40) -> None:
 
 
 def make_step(
-    folder: Path, tokens: int = 4096, dropout: float = 0.0, num_steps: int = NUM_STEPS, **optimization: Any
+    folder: Path,
+    tokens: int = 4096,
+    dropout: float = 0.0,
+    num_steps: int = NUM_STEPS,
+    tuning: Tuning | None = None,
+    **optimization: Any,
 ) -> tuple[TrainStep, RankBatches]:
     """A step and its batches on this rank, for `folder/model` and the files of `write_sets`."""
+    tuning = (tuning or Tuning()).model_copy(update={"dropout": dropout, "attention_dropout": dropout})
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     spec = embedder_spec(str(folder / "model"), EmbedderConfig(), RECIPES)
     torch.manual_seed(0)
-    encoder = Encoder(spec, Tuning(dropout=dropout, attention_dropout=dropout), torch.device("cpu"))
+    encoder = Encoder(spec, tuning, torch.device("cpu"))
     sets, planned = [], []
     for name, settings in KINDS.items():
         kind = "scored" if name == "classes" else name

@@ -6,11 +6,11 @@ Shapes: N texts, B and L rows and padded length of a micro-batch, D width of a v
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import peft
 import pyarrow as pa
 import torch
 import transformers
@@ -25,6 +25,7 @@ from operators.embedder.latent import load_latent_attention
 from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
+from operators.training.tuned import loading_dtype, merged, tuned
 from operators.training.tuning import Tuning
 
 Role = Literal["query", "document"]
@@ -84,7 +85,7 @@ class Encoder(torch.nn.Module):
         if recipe.kind == "static" or recipe.prepend is not None:
             raise InputError(f"{spec.model} cannot be trained: it is static, or reads token states while it runs")
         tokenizer = Tokenizer(spec)
-        model = load_trunk(spec, tokenizer, torch.float32, merge_adapters=True)
+        model = load_trunk(spec, tokenizer, loading_dtype(tuning), merge_adapters=True)
         check_shapes(model, spec, tokenizer)
         root = checkpoint.locate_root(recipe.checkpoint, recipe.revision)
         self.head = load_head(root, recipe.head, model)
@@ -96,18 +97,20 @@ class Encoder(torch.nn.Module):
             self.token_head = load_latent_attention(folder, part.prefix, part.heads, model.config.hidden_size)
         pooling = "mean" if recipe.latent_attention is not None else recipe.pooling
         pooled_id = tokenizer.token_id(recipe.pooled_token) if recipe.pooled_token is not None else None
-        self.trunk = _tuned(model, tuning)
+        self.trunk = tuned(model, tuning)
         padded = PaddedTrunk(self.trunk, device, causal, recipe.padding, recipe.layers)
         self._forward = PaddedForward(padded, pooling, pooled_id, self.token_head)
         for extra in (self.head, self.token_head):
             if extra is not None:
-                extra.requires_grad_(True)
+                extra.to(torch.float32).requires_grad_(True)
         self.to(device)
         self.train()
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """vectors_BD of a micro-batch, rows in its order."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+        half = self._precision == "bfloat16"
+        # a copy made without gradients is of no use to a pass that wants them
+        with torch.autocast(self.device.type, torch.bfloat16, half, cache_enabled=torch.is_grad_enabled()):
             pooled_BD = self._forward(batch)
         pooled_BD = pooled_BD.to(torch.float32)
         if self.head is not None:
@@ -117,48 +120,18 @@ class Encoder(torch.nn.Module):
             return torch.nn.functional.normalize(vectors_BD, dim=1)
         return vectors_BD
 
+    def casts_shared(self) -> AbstractContextManager[object]:
+        """While it is open, autocast makes one bfloat16 copy of each trained weight for all passes with gradients.
+
+        It drops its copies when the outermost autocast is left, so that each pass otherwise makes and keeps its own.
+        Weights are not to be changed meanwhile.
+        """
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=False)
+
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The parameters that are trained, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def merged_trunk(self) -> transformers.PreTrainedModel:
-        """The trunk with its adapters merged into its weights; the encoder is not to be trained any further."""
-        if not isinstance(self.trunk, peft.PeftModel):
-            return self.trunk
-        merged = self.trunk.merge_and_unload()
-        assert isinstance(merged, transformers.PreTrainedModel)
-        return merged
-
-
-def _tuned(model: transformers.PreTrainedModel, tuning: Tuning) -> torch.nn.Module:
-    """The trunk ready to be trained: dropout, adapters, checkpointing."""
-    trunk: torch.nn.Module = model
-    _set_dropout(trunk, tuning)
-    if tuning.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    if tuning.lora is None:
-        return trunk
-    lora = tuning.lora
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"
-    )
-    try:
-        tuned = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
-    except ValueError as error:
-        raise InputError(f"tuning.lora.targets {targets} do not fit the model: {error}") from error
-    if tuning.gradient_checkpointing:
-        model.enable_input_require_grads()  # else nothing before the first adapter needs a gradient, and none flows
-    return tuned
-
-
-def _set_dropout(model: torch.nn.Module, tuning: Tuning) -> None:
-    """Override a model's dropout where it applies it."""
-    for module in model.modules():
-        own = getattr(module, "dropout", None)
-        of_attention = type(module).__name__.endswith("SelfAttention")  # BERT's kind; decoders keep a number
-        wanted = tuning.attention_dropout if of_attention else tuning.dropout
-        if isinstance(own, torch.nn.Dropout) and wanted is not None:
-            own.p = wanted
-        if isinstance(getattr(module, "attention_dropout", None), float) and tuning.attention_dropout is not None:
-            setattr(module, "attention_dropout", tuning.attention_dropout)  # noqa: B010  # a number, not a module
+        """The trunk on the CPU, its adapters merged into its weights; the encoder is not to be trained any further."""
+        return merged(self.trunk)

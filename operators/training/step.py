@@ -97,7 +97,8 @@ class TrainStep:
         order_N = torch.from_numpy(np.concatenate(cut.rows)).to(self.encoder.device)
         tower = Tower(self._encode, micro, order_N)
         kept = kept_passes(cut, batch, self._tokens)
-        return cached_backward([tower], lambda vectors: objective(vectors[0], facts), kept=kept)
+        with self.encoder.casts_shared():
+            return cached_backward([tower], lambda vectors: objective(vectors[0], facts), kept=kept)
 
     def _encode(self, seeded: tuple[int, Batch]) -> torch.Tensor:
         seed, batch = seeded

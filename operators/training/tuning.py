@@ -27,7 +27,8 @@ class Tuning(BaseModel):
 
     lora: Lora | None = Field(default=None, description="train adapters alone; null: all weights")
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="bfloat16: products in it, weights and their updates in float32"
+        default="float32",
+        description="bfloat16: products in it, and what is frozen beside adapters; trained weights stay float32",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations twice in place of keeping them: less memory, a third slower"

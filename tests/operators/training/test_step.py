@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from operators.errors import InputError
 from operators.training import state
 from operators.training.step import TrainingDiverged
+from operators.training.tuning import Lora, Tuning
 from tests.checkpoints import tiny_bert
 from tests.ranks import run_ranks
 from tests.training_steps import FOLDER, KINDS, NUM_STEPS, make_step, steps_on_this_rank, write_sets
@@ -52,6 +54,21 @@ def test_a_step_in_many_passes_is_the_step(folder: Path, dropout: float) -> None
     for one, other in zip(kept_all_passes, kept_one_passes, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["whole", "lora"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_activations_computed_again_are_the_same_to_the_bit(folder: Path, lora: Lora | None, precision: Any) -> None:
+    """With dropout, in many passes, some of which are encoded twice anyway."""
+    kept, batches = make_step(folder, tokens=256, dropout=0.1, tuning=Tuning(lora=lora, precision=precision))
+    again, _ = make_step(
+        folder, tokens=256, dropout=0.1, tuning=Tuning(lora=lora, precision=precision, gradient_checkpointing=True)
+    )
+    for batch in batches(0, 4):
+        one, other = kept(batch), again(batch)
+        assert (one.loss, one.gradient_norm) == (other.loss, other.gradient_norm)
+    for name, parameter in kept.parameters.items():
+        assert torch.equal(parameter, again.parameters[name]), name
 
 
 def test_a_run_that_goes_on_is_the_run_to_the_bit(folder: Path) -> None:
