@@ -27,7 +27,10 @@ from operators.storage import redact
 
 Config = TypeVar("Config", bound=BaseModel)
 
-JOBS = ("embed", "plan", "verify", "vacuum", "index", "search", "explain", "evaluate", "train", "distill-static")
+JOBS = (
+    *("embed", "plan", "verify", "vacuum", "index", "search", "explain", "evaluate"),
+    *("train", "distill", "distill-static"),
+)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from cluster.session import connect
 from jobs.train_config import TrainConfig as Config
 from jobs.train_data import batch_plan, prepare_sets
 from jobs.train_outcome import is_finished, write_outcome
-from jobs.train_run import TrainRun, claim_run, number_of_steps, run_fingerprint, start_spec
+from jobs.train_run import TrainRun, claim_run, number_of_steps, run_fingerprint, start_spec, teachers_said
 from operators.errors import InputError
 from operators.storage import locate
 
@@ -40,7 +40,8 @@ def run(config: Config) -> int:
 
         sets = prepare_sets(config)
         plan = batch_plan(config, sets)
-        training = TrainRun(config, spec, sets, fingerprint, number_of_steps(config, plan))
+        said = teachers_said(config, sets)
+        training = TrainRun(config, spec, sets, said, fingerprint, number_of_steps(config, plan))
         trained = fit(training, session)
     write_outcome(training, plan, trained, started)
     return 0

@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.embedder.recipe import EmbedderConfig
 from operators.evaluation.tasks import Task
+from operators.teachers.config import Teacher
 from operators.training.forecast.config import ForecastConfig
-from operators.training.objective_config import Objective, default_objective, fault_of
+from operators.training.objective_config import Objective, default_objective, fault_of, teachers_of
 from operators.training.optimization import Optimization
 from operators.training.sets import TrainingSet
 from operators.training.tracking import Tracking
@@ -131,6 +132,9 @@ class TrainConfig(BaseModel):
     objective: Objective | None = Field(
         default=None, description="loss of all sets without an `objective` of their own; null = by kind of set"
     )
+    teachers: tuple[Teacher, ...] = Field(
+        default=(), description="models whose vectors or scores losses name; what they say is computed once"
+    )
     tuning: Tuning = Field(default_factory=Tuning, description="what of the model is trained")
     optimization: Optimization = Field(default_factory=Optimization)
     batch: Batches = Field(default_factory=Batches)
@@ -152,17 +156,40 @@ class TrainConfig(BaseModel):
         names = [training_set.name for training_set in self.sets]
         if len(set(names)) < len(names):
             raise ValueError(f"sets: each has a name of its own, got {', '.join(names)}")
+        known = [teacher.name for teacher in self.teachers]
+        if len(set(known)) < len(known):
+            raise ValueError(f"teachers: each has a name of its own, got {', '.join(known)}")
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give epochs or steps, not both")
         for training_set in self.sets:
-            fault = fault_of(self.objective_of(training_set), training_set)
+            fault = self._fault_of(training_set)
             if fault is not None:
                 raise ValueError(f"sets.{training_set.name}: {fault}")
         return self
 
+    def _fault_of(self, training_set: TrainingSet) -> str | None:
+        objective = self.objective_of(training_set)
+        fault = fault_of(objective, training_set)
+        if fault is not None:
+            return fault
+        names = [teacher.name for teacher in self.teachers]
+        for asked in teachers_of(objective):
+            if asked not in names:
+                return f"the loss {objective.loss} asks {asked!r}; teachers: {', '.join(names) or 'none'}"
+        has_labels = training_set.columns.label is not None
+        if training_set.dev_fraction and not teachers_of(objective) and (has_labels or training_set.kind == "texts"):
+            what = "classes" if has_labels else "single texts"
+            return f"{what} cannot judge a model: take dev_fraction out, and give evaluation.tasks"
+        return None
+
     def objective_of(self, training_set: TrainingSet) -> Objective:
         """The loss of a set: its own, the run's, or that of its kind."""
         return training_set.objective or self.objective or default_objective(training_set)
+
+    def asked(self, training_set: TrainingSet) -> tuple[Teacher, ...]:
+        """The teachers that a set's loss asks, in its order."""
+        by_name = {teacher.name: teacher for teacher in self.teachers}
+        return tuple(by_name[name] for name in teachers_of(self.objective_of(training_set)))
 
     @property
     def measured(self) -> tuple[TrainingSet, ...]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jobs.teacher_outputs import TeacherOutputs
 from jobs.train_data import PreparedSet
 from jobs.train_run import TrainRun
 from operators.evaluation.scoring import read_task
 from operators.storage.cache import Cache
 from operators.training.encoder import Reader
 from operators.training.evaluating import Judged
+from operators.training.objective_config import InfoNce, VectorLoss
 from operators.training.prepared import Split
-from operators.training.rank_batches import ReadySet
+from operators.training.rank_batches import ReadySet, Said
 
 
 def set_reader(run: TrainRun, prepared: PreparedSet) -> Reader:
@@ -25,10 +27,22 @@ def set_reader(run: TrainRun, prepared: PreparedSet) -> Reader:
 def ready_sets(run: TrainRun, readers: Sequence[Reader], split: Split) -> list[ReadySet]:
     """All sets of a run with the rows of a split."""
     cache = Cache.at(run.config.prepared.cache_dir)
-    return [
-        ReadySet(prepared.config, prepared.rows(split, cache), reader)
-        for prepared, reader in zip(run.sets, readers, strict=True)
-    ]
+    ready = []
+    for prepared, said, reader in zip(run.sets, run.said, readers, strict=True):
+        objective = run.config.objective_of(prepared.config)
+        rows = [outputs.rows(split, cache) for outputs in said]
+        twice = isinstance(objective, InfoNce)
+        if isinstance(objective, VectorLoss):
+            found = Said(vectors=tuple(rows), weights=objective.teacher_weights)
+        else:
+            found = Said(scores=rows[0] if rows else None)
+        ready.append(ReadySet(prepared.config, prepared.rows(split, cache), reader, twice, found))
+    return ready
+
+
+def teacher_width(said: Sequence[TeacherOutputs]) -> int:
+    """The width of teachers' vectors side by side."""
+    return sum(outputs.manifest.width or 0 for outputs in said)
 
 
 def judged_by(run: TrainRun, readers: Sequence[Reader]) -> Judged | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jobs.config import Compute
 from jobs.identity import RECIPES
+from jobs.teacher_outputs import TeacherOutputs, compute_teacher_outputs
 from jobs.train_config import Evaluating, TrainConfig
 from jobs.train_data import PreparedSet
 from operators.corpus.listing import list_source
@@ -16,6 +19,7 @@ from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.errors import InputError
 from operators.evaluation.encoding import Prompted
 from operators.storage import Location, create_exclusive, locate, read_bytes, redact
+from operators.teachers.spec import teacher_spec
 from operators.training.batch_plan import BatchPlan
 from operators.training.sets import Side
 
@@ -30,6 +34,7 @@ class TrainRun:
     config: TrainConfig
     spec: EmbedderSpec  # of the model to begin with
     sets: tuple[PreparedSet, ...]
+    said: tuple[tuple[TeacherOutputs, ...], ...]  # by the teachers that each set's loss asks
     fingerprint: str
     num_steps: int
 
@@ -87,9 +92,13 @@ def run_fingerprint(config: TrainConfig, spec: EmbedderSpec) -> str:
         mode="json", include={"embedder", "tuning", "optimization", "epochs", "steps", "seed", "objective"}
     )
     facts |= {"model": spec.fingerprint, "batch": config.batch.size}
+    rows = {one.name: one.fingerprint(list_source(one.source()), config.seed) for one in config.sets}
     facts["sets"] = [
         {
-            "rows": one.fingerprint(list_source(one.source()), config.seed),
+            "rows": rows[one.name],
+            "teachers": [
+                teacher_spec(teacher, one, rows[one.name], RECIPES).fingerprint for teacher in config.asked(one)
+            ],
             **one.model_dump(mode="json", include={"name", "query", "document", "symmetric", "weight"}),
             "in_batch": one.has_in_batch_negatives,
             "objective": config.objective_of(one).model_dump(mode="json"),
@@ -104,6 +113,18 @@ def number_of_steps(config: TrainConfig, plan: BatchPlan) -> int:
     if config.steps is not None:
         return config.steps
     return max(1, math.ceil((config.epochs or 1.0) * plan.steps_per_epoch))
+
+
+def teachers_said(config: TrainConfig, sets: Sequence[PreparedSet]) -> tuple[tuple[TeacherOutputs, ...], ...]:
+    """What teachers say of each set, by those that its loss asks; computed where it is not there yet."""
+    asked = [(prepared, teacher) for prepared in sets for teacher in config.asked(prepared.config)]
+    compute = Compute(
+        cpus_per_worker=config.compute.cpus_per_worker or 1,
+        gpus_per_worker=config.compute.gpus_per_worker,
+        local_cpus=config.compute.local_cpus,
+    )
+    said = iter(compute_teacher_outputs(asked, compute, config.prepared.cache_dir))
+    return tuple(tuple(next(said) for _ in config.asked(prepared.config)) for prepared in sets)
 
 
 def public_config(config: TrainConfig) -> dict[str, object]:

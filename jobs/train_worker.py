@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from jobs.train_checkpoints import load_weights, report_checkpoint, restore
 from jobs.train_data import batch_plan
-from jobs.train_inputs import judged_by, ready_sets, set_reader
+from jobs.train_inputs import judged_by, ready_sets, set_reader, teacher_width
 from jobs.train_model import Trained, peak_bytes, trained_model
 from jobs.train_record import RunRecorder
 from jobs.train_run import TrainRun
@@ -60,7 +60,10 @@ class TrainWorker:
         device = ray.train.torch.get_device()  # on a machine with several GPUs, the one that is ours
         torch.manual_seed(config.seed)  # a classifier begins the same on every rank
         encoder = Encoder(run.spec, config.tuning, device)
-        objectives = [SetObjective(config.objective_of(one), one, run.spec.dim).to(device) for one in config.sets]
+        objectives = [
+            SetObjective(config.objective_of(one), one, run.spec.dim, teacher_width(said)).to(device)
+            for one, said in zip(config.sets, run.said, strict=True)
+        ]
         names = [one.name for one in config.sets]
         self._step = TrainStep(
             encoder, objectives, names, config.optimization, run.num_steps, config.batch.tokens, config.seed

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from operators.embedder.remote_folder import is_url, mirrored
 from operators.errors import InputError
 
 PACKAGE_PREFIX = "package:"
@@ -47,12 +48,16 @@ def locate_root(checkpoint: str, revision: str | None = None, weights: bool = Tr
     """The local folder of a checkpoint; a hub id is downloaded, only its small files where `weights` is false."""
     if checkpoint.startswith(PACKAGE_PREFIX):
         return package_folder(checkpoint)
+    if is_url(checkpoint):
+        return mirrored(checkpoint, [*SMALL_FILES, "*.yaml", *(["*.safetensors"] if weights else [])], EXPORTS)
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         return folder.resolve()
     if is_hub_id(checkpoint):
         return snapshot(checkpoint, revision, weights)
-    raise InputError(f"checkpoint {checkpoint!r} is not a folder, nor a hub id (owner/name), nor package:NAME/FOLDER")
+    raise InputError(
+        f"checkpoint {checkpoint!r} is not a folder, nor a URL, nor a hub id (owner/name), nor package:NAME/FOLDER"
+    )
 
 
 def snapshot(repo: str, revision: str | None, weights: bool) -> Path:

@@ -13,7 +13,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.embedder import checkpoint, layouts
+from operators.embedder import checkpoint, layouts, remote_folder
 from operators.embedder.batching import Side
 from operators.embedder.head_files import DIMS
 from operators.embedder.readings import PoolOver
@@ -252,6 +252,11 @@ def load_recipe(model: str, recipes_dir: Path) -> Recipe:
         return _recipe_file(named)
     if model.startswith(checkpoint.PACKAGE_PREFIX):
         return _folder_recipe(model, checkpoint.package_folder(model))
+    if remote_folder.is_url(model):
+        folder = checkpoint.locate_root(model, weights=False)
+        if not (folder / OWN_RECIPE).is_file():
+            return _folder_recipe(model, folder)
+        return _recipe_file(folder / OWN_RECIPE).model_copy(update={"checkpoint": model})
     folder = Path(model).expanduser()
     if (folder / OWN_RECIPE).is_file():  # of a model that was trained here
         return _recipe_file(folder / OWN_RECIPE)

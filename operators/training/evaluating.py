@@ -30,9 +30,10 @@ from operators.training.curve import Evaluated
 from operators.training.encoder import Encoder, Reader, Role
 from operators.training.gathering import RankRows, gathered
 from operators.training.micro_batches import micro_batches
-from operators.training.rank_batches import ReadySet, row_texts
+from operators.training.rank_batches import ReadySet
 
 _DEV_K = (1, 10)
+_AGREEING_TEXTS = 1000  # half a million pairs of them
 
 
 class UnfitEvaluation(InputError):
@@ -132,12 +133,16 @@ def dev_scores(ready: ReadySet, embedder: RankEmbedder, most_rows: int) -> dict[
     """What a set's held-back rows say of the encoder, the main score first; more is better.
 
     pairs, triples: each query's positives among all documents of these rows; scored: the correlation of cosines and
-    scores; lists: how often the best candidate is the teacher's.
+    scores; lists: how often the best candidate is the teacher's; with vectors of teachers: how well similarities agree.
     """
     rows = np.arange(min(len(ready.rows), most_rows))
     table = ready.rows.take(rows)
-    texts, roles = row_texts(table, ready.config)
+    texts, roles = ready.texts(table)
     vectors_ND = unit_vectors(embedder.embed_read(texts, roles, ready.reader), "texts")
+    if ready.said.vectors:
+        teacher_NT = ready.said.vectors_of(rows)
+        assert teacher_NT is not None, "there are teachers with vectors"
+        return _agreement(vectors_ND, unit_vectors(teacher_NT.numpy(), "texts of teachers"))
     queries_QD, documents_ND = vectors_ND[: len(rows)], vectors_ND[len(rows) :]
     num_documents = len(documents_ND) // len(rows)
     if ready.config.kind == "scored":
@@ -163,6 +168,14 @@ def _retrieval_scores(queries_QD: Vectors, documents_ND: Vectors, hashes_QT: NDA
     found.add(nearest_of_block(queries_QD[first_Q], documents_ND[first_H], ids, 0, max(_DEV_K)))
     metrics = score_run(found.run(names), qrels, _DEV_K).metrics
     return {name: metrics[name] for name in ("ndcg_at_10", "mrr_at_10", "hit_rate_at_1")}
+
+
+def _agreement(student_ND: Vectors, teacher_NT: Vectors) -> dict[str, float]:
+    """The correlation of the student's similarities with the teacher's, over all pairs of different rows."""
+    above = np.triu_indices(min(len(student_ND), _AGREEING_TEXTS), 1)
+    student, teacher = (rows[:_AGREEING_TEXTS] @ rows[:_AGREEING_TEXTS].T for rows in (student_ND, teacher_NT))
+    metrics = score_sts(student[above].astype(np.float64), teacher[above].tolist()).metrics
+    return {"teacher_spearman": metrics["cosine_spearman"], "teacher_pearson": metrics["cosine_pearson"]}
 
 
 def _flat_scores(table: pa.Table) -> NDArray[np.float64]:

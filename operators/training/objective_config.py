@@ -112,14 +112,22 @@ class SoftmaxClasses(Loss):
     loss: Literal["softmax"]
 
 
-class MarginMse(Loss):
+class ListLoss(Loss):
+    """What losses of scored candidates have."""
+
+    teacher: str | None = Field(
+        default=None, description="name of the teacher whose scores they are; null = those that the set has"
+    )
+
+
+class MarginMse(ListLoss):
     """The differences between candidates' scores (arXiv 2010.02666)."""
 
     loss: Literal["margin_mse"]
     similarity: Literal["cosine", "dot"] = Field(default="cosine", description="dot for cross-encoders' logits")
 
 
-class KlDivergence(Loss):
+class KlDivergence(ListLoss):
     """The teacher's distribution over a row's candidates (arXiv 2010.11386)."""
 
     loss: Literal["kl"]
@@ -127,18 +135,60 @@ class KlDivergence(Loss):
     teacher_temperature: float = Field(default=1.0, gt=0, description="what the teacher's scores are divided by")
 
 
-class ListNet(Loss):
+class ListNet(ListLoss):
     """Cross entropy of the top-one probabilities (ICML 2007)."""
 
     loss: Literal["list_net"]
     temperature: float = Field(default=0.05, gt=0, description="what the student's similarities are divided by")
 
 
-class ListMle(Loss):
+class ListMle(ListLoss):
     """The likelihood of the teacher's order (ICML 2008)."""
 
     loss: Literal["list_mle"]
     temperature: float = Field(default=0.05, gt=0, description="what the student's similarities are divided by")
+
+
+class VectorLoss(BaseModel):
+    """What losses by teachers' vectors have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teachers: tuple[str, ...] = Field(
+        min_length=1, description="names; vectors of several stand side by side (arXiv 2412.19048)"
+    )
+    teacher_weights: tuple[float, ...] | None = Field(default=None, description="of each in the cosine; null = 1 each")
+
+    @model_validator(mode="after")
+    def _one_each(self) -> VectorLoss:
+        if self.teacher_weights is not None and len(self.teacher_weights) != len(self.teachers):
+            raise ValueError(f"teacher_weights: expected one for each of {len(self.teachers)} teachers")
+        return self
+
+
+class TeacherCosine(VectorLoss):
+    """The student's vector points where the teacher's does; projected where the widths differ."""
+
+    loss: Literal["teacher_cosine"]
+
+
+class TeacherMse(VectorLoss):
+    """The student's vector is the teacher's (arXiv 2004.09813); projected where the widths differ."""
+
+    loss: Literal["teacher_mse"]
+
+
+class Stella(VectorLoss):
+    """Cosine with the teacher, similarities within the batch and their order (arXiv 2412.19048)."""
+
+    loss: Literal["stella"]
+    dims: tuple[int, ...] = Field(
+        default=(), description="widths at which similarities are compared; none: the full one"
+    )
+    cosine: float = Field(default=10.0, ge=0, description="weight of the cosine, at full width")
+    similarity: float = Field(default=200.0, ge=0, description="weight of the similarities")
+    order: float = Field(default=20.0, ge=0, description="weight of their order")
+    margin: float = Field(default=0.015, ge=0, description="of the order")
 
 
 Objective = Annotated[
@@ -151,11 +201,12 @@ Objective = Annotated[
     | MarginMse
     | KlDivergence
     | ListNet
-    | ListMle,
+    | ListMle
+    | TeacherCosine
+    | TeacherMse
+    | Stella,
     Field(discriminator="loss"),
 ]
-
-_OF_LISTS = (MarginMse, KlDivergence, ListNet, ListMle)
 
 
 def default_objective(training_set: TrainingSet) -> Objective:
@@ -165,15 +216,28 @@ def default_objective(training_set: TrainingSet) -> Objective:
     return KlDivergence(loss="kl") if training_set.kind == "lists" else InfoNce()
 
 
+def teachers_of(objective: Objective) -> tuple[str, ...]:
+    """The names of the teachers that a loss asks."""
+    if isinstance(objective, VectorLoss):
+        return objective.teachers
+    return (objective.teacher,) if isinstance(objective, ListLoss) and objective.teacher is not None else ()
+
+
 def fault_of(objective: Objective, training_set: TrainingSet) -> str | None:
     """Why a set cannot be trained with a loss; None where it can."""
     kind = training_set.kind
+    if isinstance(objective, VectorLoss):
+        return None
+    if isinstance(objective, ListLoss) and objective.teacher is not None:
+        if training_set.num_documents < 2:
+            return f"the loss {objective.loss} compares a row's documents: give triples or lists"
+        return None
     has_label = training_set.columns.label is not None
     fits = {
         "pairs": isinstance(objective, InfoNce),
         "triples": isinstance(objective, InfoNce | Triplet),
         "texts": isinstance(objective, InfoNce),
-        "lists": isinstance(objective, _OF_LISTS),
+        "lists": isinstance(objective, ListLoss),
         "scored": isinstance(objective, SoftmaxClasses)
         if has_label
         else isinstance(objective, CoSent | Angle | CosineRegression),

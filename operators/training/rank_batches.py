@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from operators.errors import InputError
+from operators.teachers.outputs import TeacherRows
 from operators.training.batch_plan import BatchPlan, PlannedBatch, rank_slice
 from operators.training.encoder import Reader, Role, Tokenized
 from operators.training.gathering import RankRows
 from operators.training.micro_batches import MicroBatches, micro_batches
+from operators.training.objectives.distillation import concatenated_teachers
 from operators.training.prepared import PreparedRows
 from operators.training.set_objective import RowFacts
 from operators.training.sets import TrainingSet
@@ -32,6 +34,36 @@ class ReadySet:
     config: TrainingSet
     rows: PreparedRows
     reader: Reader
+    twice: bool  # texts are read twice, for two vectors that differ by dropout (SimCSE)
+    said: Said = field(default_factory=lambda: Said())
+
+    def texts(self, table: pa.Table) -> tuple[list[str], list[Role]]:
+        """All texts of rows, queries first, and the role of each."""
+        queries = table["query"].to_pylist()
+        if self.config.kind == "texts":
+            texts = queries * (2 if self.twice else 1)
+            return texts, _roles("query", len(texts))
+        documents = pc.list_flatten(table["documents"]).to_pylist()
+        return queries + documents, _roles("query", len(queries)) + _roles("document", len(documents))
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What teachers said of a set's rows, where its loss asks any."""
+
+    vectors: tuple[TeacherRows, ...] = ()
+    weights: tuple[float, ...] | None = None  # of each of these
+    scores: TeacherRows | None = None
+
+    def vectors_of(self, rows_B: NDArray[np.int64]) -> torch.Tensor | None:
+        """teacher_NT of the texts of rows, the queries first: vectors of all teachers side by side."""
+        if not self.vectors:
+            return None
+        teachers = []
+        for rows in self.vectors:
+            vectors_BTD = torch.from_numpy(rows.vectors(rows_B))
+            teachers.append(torch.cat([vectors_BTD[:, 0], vectors_BTD[:, 1:].flatten(0, 1)]))
+        return concatenated_teachers(teachers, self.weights) if len(teachers) > 1 else teachers[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,35 +106,29 @@ class RankBatches:
         own = rank_slice(num_rows, self._rank, self._world_size)
         ready = self._sets[planned.set_index]
         table = ready.rows.take(planned.rows_B[own])
-        texts, roles = row_texts(table, ready.config)
+        texts, roles = ready.texts(table)
         tokenized = ready.reader(texts, roles)
         lengths_N = np.array([len(ids) for ids in tokenized.ids], np.int64)
         slices = [rank_slice(num_rows, rank, self._world_size) for rank in range(self._world_size)]
         ranks = RankRows(tuple(one.stop - one.start for one in slices), self._rank)
-        facts = _facts(table, ready.rows.hashes(planned.rows_B[own]), ranks)
+        facts = _facts(table, ready, planned.rows_B[own], ranks)
         cut = micro_batches(lengths_N, self._pass_tokens)
         return RankBatch(planned, tokenized, cut, facts, int(lengths_N.sum()))
-
-
-def row_texts(table: pa.Table, training_set: TrainingSet) -> tuple[list[str], list[Role]]:
-    """All texts of rows, queries first, and the role of each; a single text comes twice (SimCSE)."""
-    queries = table["query"].to_pylist()
-    if training_set.kind == "texts":
-        return queries * 2, _roles("query", 2 * len(queries))
-    documents = pc.list_flatten(table["documents"]).to_pylist()
-    return queries + documents, _roles("query", len(queries)) + _roles("document", len(documents))
 
 
 def _roles(role: Role, count: int) -> list[Role]:
     return [role] * count
 
 
-def _facts(table: pa.Table, hashes_bT: NDArray[np.uint64], rows: RankRows) -> RowFacts:
+def _facts(table: pa.Table, ready: ReadySet, rows_b: NDArray[np.int64], rows: RankRows) -> RowFacts:
     num_rows = table.num_rows
     scores_bK = labels_b = None
-    if table["scores"].null_count == 0 and num_rows:
+    if ready.said.scores is not None:
+        scores_bK = torch.from_numpy(ready.said.scores.scores(rows_b))
+    elif table["scores"].null_count == 0 and num_rows:
         flat = pc.list_flatten(table["scores"]).to_numpy()
         scores_bK = torch.from_numpy(flat.reshape(num_rows, -1).astype(np.float32))
     if table["label"].null_count == 0 and num_rows:
         labels_b = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
-    return RowFacts(rows, torch.from_numpy(hashes_bT.view(np.int64)), scores_bK, labels_b)
+    ids_bT = torch.from_numpy(ready.rows.hashes(rows_b).view(np.int64))
+    return RowFacts(rows, ids_bT, scores_bK, labels_b, ready.said.vectors_of(rows_b))

@@ -19,10 +19,12 @@ from operators.training.objective_config import (
     KlDivergence,
     ListMle,
     ListNet,
+    Loss,
     MarginMse,
     Objective,
     SoftmaxClasses,
     Triplet,
+    VectorLoss,
 )
 from operators.training.objectives import ranking, scored
 from operators.training.objectives.contrastive import (
@@ -40,6 +42,7 @@ from operators.training.objectives.pairs import Pairs
 from operators.training.objectives.temperature import LearnedTemperature
 from operators.training.objectives.triplet import triplet
 from operators.training.sets import TrainingSet
+from operators.training.teacher_loss import TeacherLoss
 
 _CONTRASTS = {"info_nce": INFO_NCE, "query_query": QUERY_QUERY, "gte": GTE, "both_directions": BOTH_DIRECTIONS}
 Representations = Sequence[torch.Tensor]  # queries_bD and documents_bKD
@@ -53,12 +56,27 @@ class RowFacts:
     ids_bT: torch.Tensor  # int64 hashes of the texts
     scores_bK: torch.Tensor | None = None
     labels_b: torch.Tensor | None = None
+    teacher_NT: torch.Tensor | None = None  # teachers' vectors of the same texts, side by side
+
+    def to(self, device: torch.device) -> RowFacts:
+        """The same on a device."""
+
+        def moved(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values.to(device, non_blocking=True)
+
+        return RowFacts(
+            self.rows,
+            self.ids_bT.to(device, non_blocking=True),
+            moved(self.scores_bK),
+            moved(self.labels_b),
+            moved(self.teacher_NT),
+        )
 
 
 class SetObjective(torch.nn.Module):
     """The loss of a set, with the parameters that are its own (a learned temperature, a classifier)."""
 
-    def __init__(self, config: Objective, training_set: TrainingSet, width: int) -> None:
+    def __init__(self, config: Objective, training_set: TrainingSet, width: int, teacher_width: int = 0) -> None:
         super().__init__()
         self._config = config
         self._has_texts_alone = training_set.kind == "texts"
@@ -69,9 +87,13 @@ class SetObjective(torch.nn.Module):
             self.temperature = LearnedTemperature(config.temperature)
         if isinstance(config, SoftmaxClasses):
             self.classifier = torch.nn.Linear(3 * width, len(training_set.labels))
+        self.teacher_loss = TeacherLoss(config, width, teacher_width) if isinstance(config, VectorLoss) else None
 
     def forward(self, vectors_ND: torch.Tensor, facts: RowFacts) -> torch.Tensor:
         """The share of this rank; `vectors_ND` are those of its queries, then of each row's documents in turn."""
+        if self.teacher_loss is not None:
+            assert facts.teacher_NT is not None, "its teachers have said something of every row"
+            return self.teacher_loss(vectors_ND, facts.teacher_NT, facts.rows)  # type: ignore[no-any-return]
         num_rows = len(facts.ids_bT)
         queries_bD, documents_ND = vectors_ND[:num_rows], vectors_ND[num_rows:]
         representations = [queries_bD, documents_ND.view(num_rows, -1, documents_ND.shape[1])]
@@ -79,6 +101,7 @@ class SetObjective(torch.nn.Module):
         def objective(parts: Representations) -> torch.Tensor:
             return self._loss(parts[0], parts[1], facts)
 
+        assert isinstance(self._config, Loss), "losses by vectors have none"
         widths = self._config.matryoshka
         if widths is None:
             return objective(representations)
@@ -86,6 +109,7 @@ class SetObjective(torch.nn.Module):
 
     def _loss(self, queries_bD: torch.Tensor, documents_bKD: torch.Tensor, facts: RowFacts) -> torch.Tensor:
         config, share = self._config, facts.rows.share
+        assert not isinstance(config, VectorLoss), "which compare no documents"
         first_bD = documents_bKD[:, 0]
         match config:
             case InfoNce():
@@ -105,7 +129,7 @@ class SetObjective(torch.nn.Module):
                 assert self.classifier is not None, "made with the objective"
                 assert facts.labels_b is not None, "a set with labels has one in each row"
                 return scored.softmax_classification(queries_bD, first_bD, facts.labels_b, self.classifier) * share
-            case _:
+            case MarginMse() | KlDivergence() | ListNet() | ListMle():
                 return _list_loss(config)(queries_bD, documents_bKD, _scores(facts)) * share
 
     def _contrast(

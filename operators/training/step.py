@@ -26,7 +26,7 @@ from operators.training.micro_batches import MicroBatches
 from operators.training.mixing import key_of
 from operators.training.optimization import Optimization, make_optimizer, set_rate
 from operators.training.rank_batches import RankBatch
-from operators.training.set_objective import RowFacts, SetObjective
+from operators.training.set_objective import SetObjective
 
 
 class TrainingDiverged(InputError):
@@ -90,7 +90,7 @@ class TrainStep:
 
     def _backward(self, batch: RankBatch) -> torch.Tensor:
         objective = self.objectives[batch.planned.set_index]
-        facts = _on(batch.facts, self.encoder.device)
+        facts = batch.facts.to(self.encoder.device)
         cut = batch.micro_batches
         seeds = [self._dropout_seed(batch, number) for number in range(len(cut.rows))]
         micro = [(seed, batch.tokenized.batch(rows)) for seed, rows in zip(seeds, cut.rows, strict=True)]
@@ -128,13 +128,3 @@ def kept_passes(cut: MicroBatches, batch: RankBatch, tokens: int) -> int:
     room = tokens - max(sizes)
     fitting = np.cumsum(sizes[::-1]) <= room
     return max(1, int(fitting.sum()))
-
-
-def _on(facts: RowFacts, device: torch.device) -> RowFacts:
-    scores, labels = facts.scores_bK, facts.labels_b
-    return RowFacts(
-        facts.rows,
-        facts.ids_bT.to(device),
-        None if scores is None else scores.to(device),
-        None if labels is None else labels.to(device),
-    )

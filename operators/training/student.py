@@ -20,7 +20,6 @@ import pyarrow as pa
 import torch
 import transformers
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.embedder import selftest
 from operators.embedder.choice import load_embedder
@@ -32,35 +31,12 @@ from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.training.encoder import Encoder
 from operators.training.export import export
+from operators.training.student_config import Student
 from operators.training.tuning import Tuning
 
 # Largest difference of a state to that of the same layers before they were saved, in units of the largest state:
 # float32 on both sides, so that kernels differ at most in the order of a sum
 TOLERANCE = 1e-4
-
-
-class Student(BaseModel):
-    """What a student keeps of its teacher."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layers: tuple[int, ...] | None = Field(default=None, description="layers to keep, from 0, ascending")
-    num_layers: int | None = Field(
-        default=None, ge=1, description="in place of layers: how many, spread evenly, the first and the last kept"
-    )
-    dims: int | None = Field(
-        default=None,
-        ge=1,
-        description="width of its vectors: a projection to the principal directions of the teacher's; null = as wide",
-    )
-
-    @model_validator(mode="after")
-    def _one_choice(self) -> Student:
-        if (self.layers is None) == (self.num_layers is None):
-            raise ValueError("give layers or num_layers, and not both")
-        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
-            raise ValueError(f"layers: expected ascending numbers, each once, got {list(self.layers)}")
-        return self
 
 
 def spread_layers(num_layers: int, keep: int) -> tuple[int, ...]:

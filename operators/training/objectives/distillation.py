@@ -94,20 +94,24 @@ class StellaWeights:
 
 
 def stella(
-    student_BT: torch.Tensor, teacher_BT: torch.Tensor, dims: Sequence[int] = (), weights: StellaWeights | None = None
+    student_BS: torch.Tensor,
+    teacher_BT: torch.Tensor,
+    dims: Sequence[int] = (),
+    weights: StellaWeights | None = None,
+    projected_BT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Stella's distillation (arXiv 2412.19048): the cosine at full width, the two of similarities averaged over `dims`.
 
     The student's vectors are cut to each of `dims` (none: the full width) and compared with the whole teacher; the
-    cosine needs a student as wide as its teacher.
+    cosine is that of `projected_BT` where the student is not as wide as its teacher.
     """
     weights = weights or StellaWeights()
-    width = student_BT.shape[1]
+    width = student_BS.shape[1]
     if max(dims, default=width) > width:
         raise InputError(f"dims go up to {max(dims)}, but the student's vectors have {width} dimensions")
-    total = weights.cosine * cosine_distance(student_BT, teacher_BT)
+    total = weights.cosine * cosine_distance(student_BS if projected_BT is None else projected_BT, teacher_BT)
     for dim in dims or (width,):
-        cut = student_BT[:, :dim]
+        cut = student_BS[:, :dim]
         pairwise = weights.similarity * similarity_mse(cut, teacher_BT)
         pairwise = pairwise + weights.order * similarity_order(cut, teacher_BT, weights.margin)
         total = total + pairwise / len(dims or (width,))
