@@ -79,7 +79,7 @@ def make_step(
             {"name": name, "path": str(folder / f"{name}.jsonl"), "kind": kind, **settings}
         )
         rows = open_rows(prepare(chosen, folder / f"sets-{rank}-{world_size}"), folder / f"sets-{rank}-{world_size}")
-        sets.append(ReadySet(chosen, rows, Reader({"query": spec, "document": spec})))
+        sets.append(ReadySet(chosen, rows, Reader({"query": spec, "document": spec}), twice=True))
         planned.append(PlannedSet(name, len(rows), None, rows.hashes if chosen.has_in_batch_negatives else None))
     objectives = [SetObjective(default_objective(one.config), one.config, spec.dim) for one in sets]
     config = Optimization(**{"learning_rate": 1e-3, "warmup": 2, **optimization})
