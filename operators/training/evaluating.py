@@ -151,11 +151,15 @@ def dev_scores(ready: ReadySet, embedder: RankEmbedder, most_rows: int) -> dict[
         scores_QK = np.einsum("qd,qkd->qk", queries_QD, documents_ND.reshape(len(rows), num_documents, -1))
         teacher_QK = _flat_scores(table).reshape(len(rows), num_documents)
         return {"best_candidate": float((scores_QK.argmax(axis=1) == teacher_QK.argmax(axis=1)).mean())}
-    return _retrieval_scores(queries_QD, documents_ND, ready.rows.hashes(rows))
+    metrics = rows_as_retrieval(queries_QD, documents_ND, ready.rows.hashes(rows)).metrics
+    return {name: metrics[name] for name in ("ndcg_at_10", "mrr_at_10", "hit_rate_at_1")}
 
 
-def _retrieval_scores(queries_QD: Vectors, documents_ND: Vectors, hashes_QT: NDArray[np.uint64]) -> dict[str, float]:
-    """Every text once: a query's judged documents are the positives of all rows that have it."""
+def rows_as_retrieval(queries_QD: Vectors, documents_ND: Vectors, hashes_QT: NDArray[np.uint64]) -> Outcome:
+    """The rows of a set as a retrieval task, by hashes of each row's texts, the query and the positive first.
+
+    Every text is there once: a query's judged documents are the positives of all rows that have it.
+    """
     _, first_Q, query_of_row = np.unique(hashes_QT[:, 0], return_index=True, return_inverse=True)
     document_hashes = hashes_QT[:, 1:].reshape(-1)
     unique_H, first_H = np.unique(document_hashes, return_index=True)
@@ -166,8 +170,7 @@ def _retrieval_scores(queries_QD: Vectors, documents_ND: Vectors, hashes_QT: NDA
     names = tuple(str(number) for number in range(len(first_Q)))
     found = NearestDocuments(len(names), max(_DEV_K))
     found.add(nearest_of_block(queries_QD[first_Q], documents_ND[first_H], ids, 0, max(_DEV_K)))
-    metrics = score_run(found.run(names), qrels, _DEV_K).metrics
-    return {name: metrics[name] for name in ("ndcg_at_10", "mrr_at_10", "hit_rate_at_1")}
+    return score_run(found.run(names), qrels, _DEV_K)
 
 
 def _agreement(student_ND: Vectors, teacher_NT: Vectors) -> dict[str, float]:
