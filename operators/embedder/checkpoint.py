@@ -49,7 +49,7 @@ def locate_root(checkpoint: str, revision: str | None = None, weights: bool = Tr
     if checkpoint.startswith(PACKAGE_PREFIX):
         return package_folder(checkpoint)
     if is_url(checkpoint):
-        return mirrored(checkpoint, [*SMALL_FILES, "*.yaml", *(["*.safetensors"] if weights else [])], EXPORTS)
+        return mirrored(checkpoint, [*SMALL_FILES, "*.yaml", "*.safetensors"], EXPORTS)  # weights: for their hash
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         return folder.resolve()
