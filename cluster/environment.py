@@ -31,6 +31,8 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     # After 1 s, Ray's default, stages that are busy now and then would get a new process for nearly every fragment.
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    # Ray Train takes one checkpoint of a worker at each look, by default every 2 s; the last one waits for all others.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 
 # For processes that compute on a CPU. glibc gives memory back to the kernel as soon as some MB are free, and

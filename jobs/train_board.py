@@ -1,7 +1,8 @@
-"""How far a training is, told to the driver by the first worker: a line now and then."""
+"""What workers of a training tell the driver while it goes on: how far they are, and why it is no use to go on."""
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from operators.errors import InputError
+from operators.storage import StorageError
 from operators.training.curve import Evaluated, StepMetrics
 
 _LINE_SECONDS = 10.0
@@ -18,34 +21,62 @@ _ASK_SECONDS = 1.0
 _SMOOTHED_STEPS = 20
 
 
+Shown = StepMetrics | Evaluated | str
+
+
 class Board:
-    """Keeps what workers tell until the driver asks; an actor."""
+    """Keeps what workers tell until somebody asks; an actor."""
 
     def __init__(self) -> None:
-        self._records: list[StepMetrics | Evaluated] = []
+        self._shown: list[Shown] = []
+        self._fault: str | None = None
 
-    def show(self, record: StepMetrics | Evaluated) -> None:
-        """Take note of a step or of an evaluation."""
-        self._records.append(record)
+    def show(self, news: Shown) -> None:
+        """Take note of a step, of an evaluation, or of what the user should know."""
+        self._shown.append(news)
 
-    def take(self) -> list[StepMetrics | Evaluated]:
+    def take(self) -> list[Shown]:
         """What was told since the last time."""
-        records, self._records = self._records, []
-        return records
+        shown, self._shown = self._shown, []
+        return shown
+
+    def stop(self, fault: str) -> None:
+        """Take note of a fault that would come again; the first one counts."""
+        self._fault = self._fault or fault
+
+    def fault(self) -> str | None:
+        """Why the run is not to go on."""
+        return self._fault
+
+
+@contextmanager
+def final_faults_told(board: Any) -> Iterator[None]:
+    """Tell of faults that only the user can mend, so that Ray Train does not try them again and again."""
+    try:
+        yield
+    except InputError as error:
+        ray.get(board.stop.remote(str(error)))
+        raise
+    except StorageError as error:
+        if error.errno == errno.ENOSPC:
+            ray.get(board.stop.remote(error.strerror or str(error)))
+        raise
 
 
 class Lines:
-    """Records in, lines of text out: all evaluations, and steps every so many seconds."""
+    """News in, lines of text out: texts and evaluations at once, steps every so many seconds."""
 
     def __init__(self, num_steps: int) -> None:
         self._num_steps = num_steps
         self._recent: list[StepMetrics] = []
         self._last_line = float("-inf")
 
-    def __call__(self, records: list[StepMetrics | Evaluated], now: float) -> Iterator[str]:
+    def __call__(self, news: list[Shown], now: float) -> Iterator[str]:
         is_new = False
-        for record in records:
-            if isinstance(record, Evaluated):
+        for record in news:
+            if isinstance(record, str):
+                yield record
+            elif isinstance(record, Evaluated):
                 scores = ", ".join(f"{name} {value:.4f}" for name, value in record.scores.items())
                 yield f"step {record.step:,} of {self._num_steps:,}: {scores}"
             else:

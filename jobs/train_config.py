@@ -89,7 +89,7 @@ class Checkpoints(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: int | None = Field(default=None, ge=1, description="steps from one to the next; null = 10 times in a run")
-    keep: int = Field(default=2, ge=1, description="the best (where there are evaluations, else the last) to keep")
+    keep: int = Field(default=2, ge=1, description="newest ones to keep, beside the best of all evaluations")
 
 
 class TrainCompute(BaseModel):

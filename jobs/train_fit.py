@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pyarrow.fs
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -11,19 +12,21 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from cluster.environment import COMPUTE_VARIABLES
 from cluster.session import Session
 from jobs.train_board import shown_board
+from jobs.train_checkpoints import forget_snapshot
 from jobs.train_config import TrainCompute
-from jobs.train_model import Trained
 from jobs.train_run import CHECKPOINTS, TrainRun
 from jobs.train_worker import train_worker
 from operators.errors import InputError
+from operators.training.outcome import Trained
 
 
 def fit(run: TrainRun, session: Session) -> Trained:
     """Train to the end, from the last checkpoint on. Raises InputError where the run cannot go on as it is."""
-    compute, checkpoints = run.config.compute, run.config.checkpoints
+    compute = run.config.compute
     workers = num_workers(compute, session)
-    threads = compute.cpus_per_worker or _threads(compute, workers, session)
+    threads = compute.cpus_per_worker or _threads(compute, session)
     output = run.output
+    forget_snapshot(run)
     # an absolute path, or a bucket's: Ray's own parsing of URLs knows nothing of storage options
     filesystem = None if output.is_local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(output.fs))
     with shown_board(run.num_steps) as board:
@@ -40,7 +43,6 @@ def fit(run: TrainRun, session: Session) -> Trained:
                 storage_path=output.path,
                 storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=compute.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=checkpoints.keep, checkpoint_score_attribute="score"),
                 worker_runtime_env={"env_vars": COMPUTE_VARIABLES},
                 logging_config=LoggingConfig("WARNING"),
             ),
@@ -48,7 +50,8 @@ def fit(run: TrainRun, session: Session) -> Trained:
         try:
             trained = trainer.fit().return_value
         except TrainingFailedError as error:
-            raise _cause(error) from error
+            fault = ray.get(board.fault.remote())
+            raise InputError(fault) if fault is not None else _cause(error) from error
     assert isinstance(trained, Trained), "the first worker returns what the run came to"
     if trained.fault is not None:
         raise InputError(trained.fault)
@@ -62,11 +65,16 @@ def num_workers(compute: TrainCompute, session: Session) -> int | tuple[int, int
     return max(1, session.num_gpus) if compute.gpus_per_worker else 1
 
 
-def _threads(compute: TrainCompute, workers: int | tuple[int, int], session: Session) -> int:
+def most_workers(compute: TrainCompute, session: Session) -> int:
+    """How many workers there may be at once."""
+    workers = num_workers(compute, session)
+    return workers if isinstance(workers, int) else workers[1]
+
+
+def _threads(compute: TrainCompute, session: Session) -> int:
     if compute.gpus_per_worker:
         return 1
-    most = workers if isinstance(workers, int) else workers[1]
-    return max(1, session.num_cpus // most)
+    return max(1, session.num_cpus // most_workers(compute, session))
 
 
 def _cause(error: TrainingFailedError) -> Exception:

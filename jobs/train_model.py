@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import resource
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,23 +14,9 @@ from jobs.train_run import MODEL_FOLDER, TrainRun
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
 from operators.storage import upload_folder
-from operators.training.curve import Curve
 from operators.training.encoder import Encoder
 from operators.training.export import export, says_it_all
 from operators.training.outcome import TrainedModel
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What a run came to; `fault` says why it came to nothing."""
-
-    curve: Curve
-    kept_step: int = 0  # the model's weights are those after so many steps
-    fault: str | None = None
-    model: TrainedModel | None = None
-    peak_bytes: int | None = None
-    workers: int = 1
-    hardware: str = platform.machine()
 
 
 def trained_model(run: TrainRun, encoder: Encoder) -> TrainedModel:

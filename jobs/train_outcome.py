@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import platform
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from jobs.train_run import MODEL_FOLDER, TrainRun, public_config
 from operators.report.training_card import training_card
@@ -14,10 +13,7 @@ from operators.report.training_page import training_page
 from operators.report.training_text import training_text
 from operators.storage import Location, read_bytes, write_whole
 from operators.training.batch_plan import BatchPlan
-from operators.training.outcome import TrainedSet, TrainingOutcome
-
-if TYPE_CHECKING:
-    from jobs.train_model import Trained
+from operators.training.outcome import Trained, TrainedSet, TrainingOutcome
 
 REPORT, PAGE, CARD = "report.json", "report.html", "README.md"
 _VERSIONS = ("ray", "torch", "transformers", "peft", "pyarrow", "embedfleet")

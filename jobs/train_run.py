@@ -21,6 +21,7 @@ from operators.evaluation.encoding import Prompted
 from operators.storage import Location, create_exclusive, locate, read_bytes, redact
 from operators.teachers.spec import teacher_spec
 from operators.training.batch_plan import BatchPlan
+from operators.training.objective_config import needs_other_rows
 from operators.training.sets import Side
 
 RUN_FILE, MODEL_FOLDER, CHECKPOINTS = "run.json", "model", "checkpoints"
@@ -127,6 +128,22 @@ def teachers_said(config: TrainConfig, sets: Sequence[PreparedSet]) -> tuple[tup
     return tuple(tuple(next(said) for _ in config.asked(prepared.config)) for prepared in sets)
 
 
+def check_batches(config: TrainConfig, plan: BatchPlan, workers: int) -> None:
+    """Raise InputError where batches have too few rows for that many workers, or to contrast any."""
+    for number, training_set in enumerate(config.sets):
+        sizes = plan.batch_sizes(number)
+        if min(sizes) < workers:
+            raise InputError(
+                f"give a larger batch.size or fewer compute.workers: a batch of the set {training_set.name!r} has "
+                f"{min(sizes)} rows for {workers} workers"
+            )
+        if max(sizes) == 1 and needs_other_rows(config.objective_of(training_set), training_set):
+            raise InputError(
+                f"give the set {training_set.name!r} more rows, or rows of more different texts: each of its batches "
+                "has one row (no text comes twice in a batch), and its loss learns from several"
+            )
+
+
 def public_config(config: TrainConfig) -> dict[str, object]:
     """The config as it may be stored and shown: storage options out, what looks like a secret masked."""
     values = config.model_dump(mode="json", exclude_defaults=True)
@@ -140,10 +157,16 @@ def public_config(config: TrainConfig) -> dict[str, object]:
 def claim_run(output: Location, fingerprint: str) -> None:
     """Make the folder this run's. Raises InputError where it is another's."""
     mine = json.dumps({"fingerprint": fingerprint}).encode()
-    if create_exclusive(output / RUN_FILE, mine):
-        return
+    if not create_exclusive(output / RUN_FILE, mine):
+        refuse_another(output, fingerprint)
+
+
+def refuse_another(output: Location, fingerprint: str) -> None:
+    """Raise InputError where the folder is that of another run."""
     try:
         found = json.loads(read_bytes(output / RUN_FILE))["fingerprint"]
+    except FileNotFoundError:
+        return
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"give output.path another folder: {output / RUN_FILE} does not read: {error}") from None
     if found != fingerprint:

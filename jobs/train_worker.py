@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from jobs.train_checkpoints import load_weights, report_checkpoint, restore
+from jobs.train_board import final_faults_told
+from jobs.train_checkpoints import best_trained, load_weights, report_checkpoint, restore
 from jobs.train_data import batch_plan
 from jobs.train_inputs import judged_by, ready_sets, set_reader, teacher_width
-from jobs.train_model import Trained, peak_bytes, trained_model
+from jobs.train_model import peak_bytes, trained_model
 from jobs.train_record import RunRecorder
 from jobs.train_run import TrainRun
 from operators.embedder.forward import default_batch_tokens
@@ -26,6 +28,7 @@ from operators.storage import write_whole
 from operators.training.curve import Curve, Evaluated, StepMetrics
 from operators.training.encoder import Encoder, Reader
 from operators.training.evaluating import RankEmbedder, UnfitEvaluation
+from operators.training.outcome import Trained
 from operators.training.rank_batches import RankBatches
 from operators.training.set_objective import SetObjective
 from operators.training.step import TrainingDiverged, TrainStep
@@ -35,26 +38,33 @@ _DIVERGED = "diverged.jsonl"
 
 def train_worker(run: TrainRun, threads: int, board: Any) -> Trained:
     """The training function of every rank; what the first one returns counts."""
+    told: str | None = ray.get(board.fault.remote())
+    if told is not None:  # the workers before us ended on it
+        return Trained(Curve(), fault=told)
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    faults: list[str | None] = [None] * world_size
+    begun: list[int | str] = [0] * world_size  # the first step of each rank, or why it cannot begin
     worker: TrainWorker | None = None
     try:
         worker = TrainWorker(run, rank, world_size, threads, board)
+        begun[rank] = worker.first_step
     except InputError as error:
-        faults[rank] = str(error)
+        begun[rank] = str(error)
     if world_size > 1:
-        dist.all_gather_object(faults, faults[rank])
-    fault = next((one for one in faults if one is not None), None)
+        dist.all_gather_object(begun, begun[rank])
+    fault = next((one for one in begun if isinstance(one, str)), None)
     if worker is None or fault is not None:
         return Trained(Curve(), fault=fault)  # not a failure to recover from: it would be the same again
-    return worker.train()
+    if len(set(begun)) > 1:
+        raise RuntimeError(f"ranks found different states to go on from, of the steps {begun}: to be tried again")
+    with final_faults_told(board):
+        return worker.train()
 
 
 class TrainWorker:
     """One rank of a run, ready to go on from the run's last checkpoint."""
 
     def __init__(self, run: TrainRun, rank: int, world_size: int, threads: int, board: Any) -> None:
-        self._run, self._rank, self._world_size = run, rank, world_size
+        self._run, self._rank, self._world_size, self._board = run, rank, world_size, board
         config = run.config
         prepare_process("auto", threads)
         device = ray.train.torch.get_device()  # on a machine with several GPUs, the one that is ours
@@ -76,12 +86,12 @@ class TrainWorker:
             encoder, lambda prompted: Reader({"document": run.prompted_spec(prompted)}), rank, world_size, pass_tokens
         )
         self._judged = judged_by(run, readers)
-        self._first_step, self._curve = restore(run, self._step)
-        self._recorder = RunRecorder(run, board, self._first_step) if rank == 0 else None
+        self.first_step, self._curve = restore(run, self._step, board)
+        self._recorder = RunRecorder(run, board, self.first_step) if rank == 0 else None
 
     def train(self) -> Trained:
         """Steps, evaluations and checkpoints to the end; then the model's folder."""
-        run, done = self._run, self._first_step
+        run, done, is_first_rank = self._run, self.first_step, self._rank == 0
         try:
             if not done:
                 self._evaluate(0)
@@ -91,7 +101,8 @@ class TrainWorker:
                     self._evaluate(done)
                 if self._recorder is not None:
                     self._recorder.store(self._curve, before)
-                report_checkpoint(run, self._step, self._curve, done, self._rank == 0, self._is_over(done))
+                is_over = self._is_over(done)
+                report_checkpoint(run, self._step, self._curve, done, is_first_rank, is_over, self._board)
         except TrainingDiverged as error:
             return Trained(self._curve, fault=f"{error}; {self._keep_batch(error)}")
         except UnfitEvaluation as error:
@@ -130,14 +141,14 @@ class TrainWorker:
         patience = self._run.evaluation.patience if self._run.evaluation is not None else None
         best = best_trained(self._curve)
         if patience is not None and best is not None:
-            since = sum(one.step > best.step for one in self._curve.evaluations)
+            since = sum(one.step > best for one in self._curve.evaluations)
             return since >= patience or done >= self._run.num_steps
         return done >= self._run.num_steps
 
     def _finish(self, done: int) -> Trained:
         """Write the folder of the best weights, or of the last where nothing judged them."""
         best = best_trained(self._curve)
-        kept = done if best is None else best.step
+        kept = done if best is None else best
         if self._recorder is None:
             return Trained(self._curve, kept)
         self._recorder.close(finished=True)
@@ -158,8 +169,3 @@ class TrainWorker:
     def _show(self, record: StepMetrics | Evaluated) -> None:
         if self._recorder is not None:
             self._recorder(record)
-
-
-def best_trained(curve: Curve) -> Evaluated | None:
-    """The best evaluation of weights that were trained; None without any."""
-    return Curve(evaluations=tuple(one for one in curve.evaluations if one.step)).best

@@ -7,7 +7,16 @@
 """
 
 from operators.storage.faults import StorageError, holds_secret, redact
-from operators.storage.files import create_exclusive, delete, exists, open_input, read_bytes, size_of, write_whole
+from operators.storage.files import (
+    create_exclusive,
+    delete,
+    delete_folder,
+    exists,
+    open_input,
+    read_bytes,
+    size_of,
+    write_whole,
+)
 from operators.storage.listing import FileInfo, iter_files, list_folder
 from operators.storage.location import Location, locate
 from operators.storage.transfer import download, move, sha256_of, stored_sha256, upload, upload_folder
@@ -18,6 +27,7 @@ __all__ = [
     "StorageError",
     "create_exclusive",
     "delete",
+    "delete_folder",
     "download",
     "exists",
     "holds_secret",

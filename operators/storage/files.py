@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -119,6 +120,18 @@ def delete(location: Location) -> None:
     def remove() -> None:
         with suppress(FileNotFoundError):
             os.remove(path) if location.is_local else fs.rm_file(path)
+
+    tried_at(location, remove)
+
+
+def delete_folder(location: Location) -> None:
+    """Remove a folder with all that is in it; one that is gone already is fine."""
+    fs, path = location.fs, location.path
+
+    def remove() -> None:
+        fs.invalidate_cache()
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path) if location.is_local else fs.rm(path, recursive=True)
 
     tried_at(location, remove)
 

@@ -92,6 +92,10 @@ class BatchPlan:
         """Batches of one epoch of a set."""
         return self._epochs[set_index].num_batches
 
+    def batch_sizes(self, set_index: int) -> list[int]:
+        """Rows of each batch of a set in its first window: 64 batches or 131,072 rows, whichever is more."""
+        return self._epochs[set_index].first_sizes()
+
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every set is gone through once, where none has a weight of its own."""
@@ -151,6 +155,9 @@ class _Epochs:
         if self._planned != (epoch, window):
             self._planned, self._batches = (epoch, window), self._plan(epoch, window)
         return epoch, self._batches[inside]
+
+    def first_sizes(self) -> list[int]:
+        return [len(rows_B) for rows_B in self._plan(0, 0)]
 
     def num_left_out(self, epoch: int) -> int:
         windows = range(-(-self.num_batches // self._window_batches))

@@ -253,3 +253,10 @@ def fault_of(objective: Objective, training_set: TrainingSet) -> str | None:
         if not training_set.has_in_batch_negatives and objective.candidates != "info_nce":
             return f"in_batch_negatives is off: candidates {objective.candidates} needs them"
     return None
+
+
+def needs_other_rows(objective: Objective, training_set: TrainingSet) -> bool:
+    """Whether a row alone teaches nothing: it has no negative of its own, or only the order of rows counts."""
+    return isinstance(objective, (CoSent, Angle)) or (
+        isinstance(objective, InfoNce) and training_set.num_documents <= 1
+    )

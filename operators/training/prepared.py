@@ -93,6 +93,11 @@ def write_manifest(folder: Location, training_set: TrainingSet, parts: Iterable[
         parts=tuple(parts),
         counts=counts,
     )
+    if not manifest.rows("train") and manifest.rows("dev"):
+        raise InputError(
+            f"lower dev_fraction of the set {training_set.name!r}: {training_set.dev_fraction:g} holds all "
+            f"{manifest.rows('dev')} rows back"
+        )
     if not manifest.rows("train"):
         examples = "".join(f"\n  {reason}: {places[0]}" for reason, places in counts.examples.items())
         raise InputError(f"check the set {training_set.name!r}, which is left without a row: {counts}{examples}")

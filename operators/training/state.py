@@ -19,7 +19,11 @@ from operators.errors import InputError
 
 Parameters = Mapping[str, torch.nn.Parameter]  # all that are trained, by name
 
-WEIGHTS, _OPTIMIZER, _PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
+WEIGHTS, _OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
+
+
+class DamagedState(InputError):
+    """A stored state does not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Progress:
 
 
 def save(folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write the state to an empty folder on this machine."""
+    """Write the state to an empty folder on this machine. Raises InputError where there is no room for it."""
     folder.mkdir(parents=True, exist_ok=True)
     names = _names(parameters, optimizer)
     weights = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
@@ -39,26 +43,24 @@ def save(folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer,
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             moments[f"{names[id(parameter)]}/{key}"] = torch.as_tensor(value).contiguous()
-    safetensors.torch.save_file(weights, folder / WEIGHTS)
-    safetensors.torch.save_file(moments, folder / _OPTIMIZER)
-    (folder / _PROGRESS).write_text(json.dumps(asdict(progress)))
+    try:
+        safetensors.torch.save_file(weights, folder / WEIGHTS)
+        safetensors.torch.save_file(moments, folder / _OPTIMIZER)
+        (folder / PROGRESS).write_text(json.dumps(asdict(progress)))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"make room in {folder.parent}: the state cannot be written there ({error})") from None
 
 
 def load(folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer, run: str) -> Progress:
-    """Put a saved state in place. Raises InputError for one of another run, or that is damaged."""
+    """Put a saved state in place. Raises InputError for one of another run, DamagedState for one that does not read."""
     progress = read_progress(folder)
     if progress.run != run:
         raise InputError(
             f"give output.path another folder: {folder} has the state of a run with another model, data or settings "
             f"({progress.run[:12]}, this is {run[:12]})"
         )
+    moments = _tensors(folder / _OPTIMIZER)
     load_weights(folder / WEIGHTS, parameters)
-    try:
-        moments = safetensors.torch.load_file(folder / _OPTIMIZER)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"the state in {folder} does not read, remove it to start from the one before: {error}"
-        ) from None
     _names(parameters, optimizer)
     for key, value in moments.items():
         name, _, kind = key.rpartition("/")
@@ -68,13 +70,8 @@ def load(folder: Path, parameters: Parameters, optimizer: torch.optim.Optimizer,
 
 
 def load_weights(file: Path, parameters: Parameters) -> None:
-    """Put saved weights in place. Raises InputError for a file that is damaged, or of another model."""
-    try:
-        weights = safetensors.torch.load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"the state in {file.parent} does not read, remove it to start from the one before: {error}"
-        ) from None
+    """Put saved weights in place. Raises DamagedState for a file that is damaged, InputError for another model's."""
+    weights = _tensors(file)
     if set(weights) != set(parameters):
         raise InputError(f"the state in {file.parent} has other weights than the model that is trained")
     with torch.no_grad():
@@ -85,9 +82,16 @@ def load_weights(file: Path, parameters: Parameters) -> None:
 def read_progress(folder: Path) -> Progress:
     """How far a saved run is."""
     try:
-        return Progress(**json.loads((folder / _PROGRESS).read_text()))
+        return Progress(**json.loads((folder / PROGRESS).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"the state in {folder} does not read: {error}") from None
+        raise DamagedState(f"{PROGRESS} does not read: {error}") from None
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise DamagedState(f"{file.name} does not read: {error}") from None
 
 
 def _names(parameters: Parameters, optimizer: torch.optim.Optimizer) -> dict[int, str]:

@@ -12,7 +12,8 @@ from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
 from tests.checkpoints import tiny_bert
 from tests.jobs.running import run_job, write_jsonl
-from tests.jobs.test_train import RECIPES, losses_of, report_of, topics
+from tests.jobs.test_train import RECIPES, topics
+from tests.jobs.train_kills import losses_of, report_of
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -43,11 +44,11 @@ def write_distill_config(folder: Path, **sections: Any) -> Path:
 def test_a_student_learns_what_its_teacher_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_distill_config(tmp_path)
     assert run_job("distill", config) == 0
-    report = report_of(tmp_path)
+    report = report_of(tmp_path / "out")
     main = "texts dev teacher_spearman"
     assert next(iter(report["before"])) == main
     assert report["after"][main] > report["before"][main] + 0.05
-    assert losses_of(tmp_path)[-1] < 0.7 * losses_of(tmp_path)[0]
+    assert losses_of(tmp_path / "out")[-1] < 0.7 * losses_of(tmp_path / "out")[0]
     model = tmp_path / "out" / "model"
     assert embedder_spec(str(model), EmbedderConfig(), RECIPES).dim == 32
     assert yaml.safe_load((model / "config.json").read_text())["num_hidden_layers"] == 2
@@ -74,7 +75,7 @@ def test_other_losses_by_vectors(tmp_path: Path, objective: dict[str, Any], stud
     ]
     config = write_distill_config(tmp_path, objective=objective, student=student, teachers=teachers)
     assert run_job("distill", config) == 0
-    assert losses_of(tmp_path)[-1] < losses_of(tmp_path)[0]
+    assert losses_of(tmp_path / "out")[-1] < losses_of(tmp_path / "out")[0]
 
 
 @pytest.mark.slow
@@ -94,7 +95,7 @@ def test_losses_by_scores(tmp_path: Path, loss: str) -> None:
     ]
     config = write_distill_config(tmp_path, sets=sets, objective={"loss": loss, "teacher": "large"})
     assert run_job("distill", config) == 0
-    losses = losses_of(tmp_path)
+    losses = losses_of(tmp_path / "out")
     assert sum(losses[-5:]) < sum(losses[:5])
 
 

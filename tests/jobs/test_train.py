@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import threading
-import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 import yaml
@@ -23,6 +22,7 @@ from operators.embedder.tokenizing import Tokenizer
 from operators.training.curve import Curve
 from tests.checkpoints import WORDS, tiny_bert
 from tests.jobs.running import run_job, write_jsonl
+from tests.jobs.train_kills import kill_workers, losses_of, report_of
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 RECIPES = Path("configs/models")
@@ -62,73 +62,53 @@ def write_train_config(folder: Path, **sections: Any) -> Path:
     return path
 
 
-def report_of(folder: Path) -> dict[str, Any]:
-    """The run's report."""
-    found: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
-    return found
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+    """A folder with a finished run in `out`, and in `told` what it said."""
+    folder = tmp_path_factory.mktemp("finished")
+    with (folder / "told").open("w") as told, redirect_stdout(told):
+        assert run_job("train", write_train_config(folder)) == 0
+    return folder
 
 
-def losses_of(folder: Path) -> list[float]:
-    """The loss of every step."""
-    losses: list[float] = report_of(folder)["curve"]["steps"]["loss"]
-    return losses
-
-
-def test_from_pairs_to_a_model_that_others_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_train_config(tmp_path)
-    assert run_job("train", config) == 0
-    report = report_of(tmp_path)
+def test_from_pairs_to_a_model_that_others_load(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = finished / "out"
+    report = report_of(output)
     main = next(iter(report["before"]))
     assert main == "pairs dev ndcg_at_10"
     assert report["after"][main] > report["before"][main] + 0.05
     assert [one["step"] for one in report["curve"]["evaluations"]] == [0, 10, 20]
-    losses = losses_of(tmp_path)
+    losses = losses_of(output)
     assert len(losses) == 20
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
     texts = ["time people year", "hand part place of the world"]
-    model = str(tmp_path / "out" / "model")
+    model = str(output / "model")
     spec = embedder_spec(model, EmbedderConfig(), RECIPES)
     ours = load_embedder(spec)(Tokenizer(spec)(pa.array(texts)).input_ids).values_ND
     np.testing.assert_allclose(ours, SentenceTransformer(model, device="cpu").encode(texts), atol=1e-5)
     assert spec.fingerprint == report["model"]["fingerprint"]
-    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    card = (output / "model" / "README.md").read_text()
     assert "sentence-transformers" in card
     assert "pairs dev ndcg_at_10" in card
-    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
-    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 4
-    out = capsys.readouterr().out
-    assert "step 20 of 20: pairs dev ndcg_at_10" in out
-    assert run_job("train", config) == 0
+    assert (output / "report.html").stat().st_size > 10_000
+    assert len(list((output / "tensorboard").iterdir())) == 4
+    assert "step 20 of 20: pairs dev ndcg_at_10" in (finished / "told").read_text()
+    assert run_job("train", write_train_config(finished)) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_a_killed_worker_goes_on_with_the_same_losses(tmp_path: Path) -> None:
-    (tmp_path / "whole").mkdir()
-    assert run_job("train", write_train_config(tmp_path / "whole")) == 0
-    killed = tmp_path / "killed"
-    killed.mkdir()
-    config = write_train_config(killed)
-    deaths: list[int] = []
-    watcher = threading.Thread(target=kill_after_checkpoint, args=(killed / "out" / "checkpoints", deaths), daemon=True)
-    watcher.start()
+def test_a_killed_worker_goes_on_with_the_same_losses(finished: Path) -> None:
+    """The same config into another folder; tests/jobs/test_train_kills.py kills more, and more often."""
+    killed = finished / "killed"
+    config = write_train_config(finished, output={"path": str(killed)})
+    kills: list[int] = []
+    killer = threading.Thread(target=kill_workers, args=(killed, 1, random.Random(0), kills))
+    killer.start()
     assert run_job("train", config) == 0
-    watcher.join(10)
-    assert deaths, "no worker was killed"
-    assert losses_of(killed) == losses_of(tmp_path / "whole")
-    assert report_of(killed)["after"] == report_of(tmp_path / "whole")["after"]
-
-
-def kill_after_checkpoint(checkpoints: Path, deaths: list[int], timeout: float = 120) -> None:
-    """kill -9 of the training worker, once there is a checkpoint."""
-    for _ in range(int(timeout / 0.02)):
-        if list(checkpoints.glob("step-*/progress.json")):
-            for process in psutil.process_iter(["cmdline"]):
-                if any("RayTrainWorker" in part for part in process.info["cmdline"] or ()):
-                    os.kill(process.pid, 9)
-                    deaths.append(process.pid)
-            if deaths:
-                return
-        time.sleep(0.02)
+    killer.join()
+    assert kills, "no worker was killed"
+    assert losses_of(killed) == losses_of(finished / "out")
+    assert report_of(killed)["after"] == report_of(finished / "out")["after"]
 
 
 @pytest.mark.parametrize(
@@ -142,8 +122,14 @@ def kill_after_checkpoint(checkpoints: Path, deaths: list[int], timeout: float =
         ({"objective": {"loss": "cosent"}}, "the loss cosent does not fit pairs; info_nce does"),
         ({"objective": {"loss": "info_nce", "temprature": 1}}, "unknown key"),
         ({"steps": 5, "epochs": 1}, "give epochs or steps, not both"),
-        ({"tuning": {"lora": {"targets": ["no_such_layer"]}}}, "tuning.lora.targets"),
-        ({"evaluation": {"main": "loss"}}, "set evaluation.main to one of: pairs dev ndcg_at_10"),
+        pytest.param(
+            {"tuning": {"lora": {"targets": ["no_such_layer"]}}}, "tuning.lora.targets", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"evaluation": {"main": "loss"}},
+            "set evaluation.main to one of: pairs dev ndcg_at_10",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -154,9 +140,8 @@ def test_what_is_wrong_is_said(
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_belongs_to_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_job("train", write_train_config(tmp_path, steps=2, evaluation=None)) == 0
-    assert run_job("train", write_train_config(tmp_path, steps=3, evaluation=None)) == 2
+def test_a_folder_belongs_to_one_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_job("train", write_train_config(finished, steps=3)) == 2
     assert "give output.path another folder" in capsys.readouterr().err
 
 
@@ -175,7 +160,7 @@ def test_it_ends_early_and_keeps_the_best_weights(tmp_path: Path) -> None:
     evaluation = {"every": 2, "patience": 2}
     optimization = {"learning_rate": 0.05, "schedule": "constant", "warmup": 0}
     assert run_job("train", write_train_config(tmp_path, evaluation=evaluation, optimization=optimization)) == 0
-    report = report_of(tmp_path)
+    report = report_of(tmp_path / "out")
     evaluations = {one["step"]: next(iter(one["scores"].values())) for one in report["curve"]["evaluations"]}
     trained = {step: score for step, score in evaluations.items() if step}
     assert report["kept_step"] == max(trained, key=lambda step: trained[step])
