@@ -95,7 +95,8 @@ class EmbedConfig(BaseModel):
 
     source: Source
     model: str = Field(
-        min_length=1, description="a recipe in configs/models, a recipe file, a checkpoint folder, or a hub id"
+        min_length=1,
+        description="a recipe in configs/models, a recipe file, a checkpoint folder (s3:// too), or a hub id",
     )
     embedder: EmbedderConfig = Field(default_factory=EmbedderConfig, description="what to change of the recipe")
     chunking: Chunking = Field(default_factory=Chunking, description="how long documents are cut")

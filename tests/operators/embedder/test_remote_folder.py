@@ -65,7 +65,7 @@ def test_files_are_fetched_once_until_they_are_written_anew(
     download = remote_folder.download
 
     def counted(location: object, file: Path) -> None:
-        fetched.append(file.name)
+        fetched.append(str(file))
         download(location, file)  # type: ignore[arg-type]
 
     monkeypatch.setattr(remote_folder, "download", counted)
