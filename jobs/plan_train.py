@@ -8,6 +8,8 @@ the table and leaves it as plan.json and plan.html in the run's folder.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jobs.train_config import TrainConfig
 from jobs.train_run import prompted_spec, start_spec
 from operators.embedder import checkpoint
@@ -39,12 +41,17 @@ def run(config: TrainConfig) -> int:
 def method_of(config: TrainConfig) -> Method:
     """How the config trains."""
     tuning = config.tuning
+    frozen: Literal["float32", "bfloat16", "nf4"] = "float32"
+    if tuning.lora is not None and tuning.precision == "bfloat16":
+        frozen = tuning.lora.quantized or "bfloat16"
     return Method(
         precision=tuning.precision,
         rank=tuning.lora.rank if tuning.lora is not None else None,
         adapter_dropout=tuning.lora is not None and tuning.lora.dropout > 0,
+        frozen=frozen,
         dropout=tuning.dropout != 0,
         checkpointing=tuning.gradient_checkpointing,
+        sharded=tuning.sharding == "fsdp2",
     )
 
 

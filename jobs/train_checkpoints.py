@@ -1,6 +1,6 @@
 """A worker's state on storage: put there by Ray Train's uploads while training goes on, and found again afterwards.
 
-    checkpoints/step-00000100/{weights,optimizer}.safetensors, curve.jsonl, progress.json (written last)
+    checkpoints/step-00000100/{weights,optimizer}*.safetensors, curve.jsonl, progress.json (written last)
 
 What a run goes on from is the newest state that reads, whether Ray Train came to take note of it or not: its list is
 written in place, and it does not start with one that names a checkpoint which is gone. So we also remove old states.
@@ -34,22 +34,26 @@ _SNAPSHOT = "checkpoint_manager_snapshot.json"
 def report_checkpoint(
     run: TrainRun, step: TrainStep, curve: Curve, done: int, is_first_rank: bool, last: bool, board: Any
 ) -> None:
-    """Hand the state after `done` steps to Ray Train; every rank calls it, the first one's files are stored.
+    """Hand the state after `done` steps to Ray Train; every rank calls it.
+
+    Stored are the first one's files, and those of all ranks, in one folder, where each has a part of the model.
 
     The last one is on storage when this returns, for the model is made of stored weights.
     """
     checkpoint = None
-    if is_first_rank:
+    if is_first_rank or step.encoder.is_sharded:
         folder = Path(tempfile.mkdtemp(prefix="embedfleet-state-"))
         state.save(folder, step.parameters, step.optimizer, state.Progress(done, run.fingerprint))
-        (folder / _CURVE).write_text(curve.to_jsonl(), encoding="utf-8")
+        if is_first_rank:
+            (folder / _CURVE).write_text(curve.to_jsonl(), encoding="utf-8")
         checkpoint = Checkpoint.from_directory(folder)
     storage = ray.train.get_context().get_storage()
 
     def store(local: Checkpoint, name: str) -> Checkpoint:
         with final_faults_told(board):
             _store(Path(local.path), _states(run) / name)
-            _remove_old(run, curve)
+            if is_first_rank:  # whose part may be stored before those of others are
+                _remove_old(run, curve, max(run.config.checkpoints.keep, 2 if step.encoder.is_sharded else 1))
         return Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
 
     ray.train.report(
@@ -81,14 +85,16 @@ def restore(run: TrainRun, step: TrainStep, board: Any) -> tuple[int, Curve]:
     return 0, Curve()
 
 
-def load_weights(run: TrainRun, step: TrainStep, done: int) -> None:
+def load_weights(run: TrainRun, parameters: state.Parameters, done: int) -> None:
     """Put the weights in place that were stored after `done` steps."""
-    stored = _states(run) / _folder_name(done) / state.WEIGHTS
-    with tempfile.TemporaryDirectory(prefix="embedfleet-state-") as folder:
-        file = Path(folder) / state.WEIGHTS
+    stored = _states(run) / _folder_name(done)
+    with tempfile.TemporaryDirectory(prefix="embedfleet-state-") as name:
+        folder = Path(name)
         try:
-            download(stored, file)
-            state.load_weights(file, step.parameters)
+            download(stored / state.PROGRESS, folder / state.PROGRESS)
+            for file in state.read_progress(folder).weight_files:
+                download(stored / file, folder / file)
+            state.load_weights(folder, parameters)
         except (FileNotFoundError, DamagedState) as error:
             raise InputError(f"remove {_states(run)} to train anew: the best weights are damaged: {error}") from None
 
@@ -105,17 +111,18 @@ def best_trained(curve: Curve) -> int | None:
 
 
 def _store(folder: Path, place: Location) -> None:
-    """Upload a state so that it is seen whole or not at all, in place of a damaged one too."""
-    delete(place / state.PROGRESS)
+    """Upload a state so that it is seen whole or not at all, in place of a damaged one too; or a rank's part of it."""
+    if (folder / state.PROGRESS).exists():
+        delete(place / state.PROGRESS)
     files = sorted(folder.iterdir(), key=lambda file: (file.name == state.PROGRESS, file.name))
     for file in files:
         upload(file, place / file.name)
 
 
-def _remove_old(run: TrainRun, curve: Curve) -> None:
+def _remove_old(run: TrainRun, curve: Curve, keep: int) -> None:
     """Keep the newest states and the best one, with which a run goes on and ends."""
     best = best_trained(curve)
-    for place in _stored(run)[run.config.checkpoints.keep :]:
+    for place in _stored(run)[keep:]:
         if best is None or place.name != _folder_name(best):
             delete(place / state.PROGRESS)  # from now on nobody takes it for a state
             delete_folder(place)

@@ -31,7 +31,7 @@ from operators.training.evaluating import RankEmbedder, UnfitEvaluation
 from operators.training.outcome import Trained
 from operators.training.rank_batches import RankBatches
 from operators.training.set_objective import SetObjective
-from operators.training.step import TrainingDiverged, TrainStep
+from operators.training.step import TrainingDiverged, TrainStep, trained_parameters
 
 _DIVERGED = "diverged.jsonl"
 
@@ -149,13 +149,19 @@ class TrainWorker:
         """Write the folder of the best weights, or of the last where nothing judged them."""
         best = best_trained(self._curve)
         kept = done if best is None else best
+        run, encoder, parameters = self._run, self._step.encoder, self._step.parameters
+        if encoder.is_sharded:
+            dist.barrier()  # every rank's part of the last checkpoint is stored
         if self._recorder is None:
             return Trained(self._curve, kept)
         self._recorder.close(finished=True)
-        if kept != done:
-            load_weights(self._run, self._step, kept)
-        model = trained_model(self._run, self._step.encoder)
-        return Trained(self._curve, kept, None, model, peak_bytes(self._step.encoder.device), self._world_size)
+        peak = peak_bytes(encoder.device)
+        if encoder.is_sharded:
+            encoder = Encoder(run.spec, run.config.tuning.model_copy(update={"sharding": "none"}), torch.device("cpu"))
+            parameters = trained_parameters(encoder, self._step.objectives)
+        if kept != done or encoder is not self._step.encoder:
+            load_weights(run, parameters, kept)
+        return Trained(self._curve, kept, None, trained_model(run, encoder), peak, self._world_size)
 
     def _keep_batch(self, error: TrainingDiverged) -> str:
         """Write the rows that a run ended on; says where they are."""

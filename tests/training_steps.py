@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
@@ -26,6 +27,7 @@ from tests.operators.training.training_files import open_rows, prepare, write_ro
 
 FOLDER = "TRAINING_STEPS_FOLDER"  # of the environment, by which ranks find the model and the sets
 RECIPES = Path("configs/models")
+TUNING = "TRAINING_STEPS_TUNING"  # likewise, as JSON
 NUM_STEPS = 15
 KINDS: dict[str, dict[str, Any]] = {
     "pairs": {},
@@ -89,12 +91,19 @@ def make_step(
 
 def steps_on_this_rank() -> dict[str, Any]:
     """Losses, gradient norms and the weights after them."""
-    step, batches = make_step(Path(os.environ[FOLDER]))
+    tuning = Tuning.model_validate_json(os.environ.get(TUNING, "{}"))
+    step, batches = make_step(Path(os.environ[FOLDER]), tokens=512, tuning=tuning)
     metrics = [step(batch) for batch in batches(0, NUM_STEPS)]
     return {
         "sets": [one.set for one in metrics],
         "losses": [one.loss for one in metrics],
         "norms": [one.gradient_norm for one in metrics],
         "tokens": [one.tokens for one in metrics],
-        "weights": {name: parameter.detach() for name, parameter in step.parameters.items()},
+        "weights": {name: whole(parameter) for name, parameter in step.parameters.items()},
     }
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """All of a parameter, of which this rank may have a part; every rank is to ask."""
+    found = parameter.detach()
+    return found.full_tensor() if isinstance(found, DTensor) else found

@@ -25,6 +25,7 @@ from operators.embedder.latent import load_latent_attention
 from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
+from operators.training.sharding import one_rank_at_a_time, rank_mesh, shard
 from operators.training.tuned import loading_dtype, merged, tuned
 from operators.training.tuning import Tuning
 
@@ -84,9 +85,24 @@ class Encoder(torch.nn.Module):
         recipe = spec.recipe
         if recipe.kind == "static" or recipe.prepend is not None:
             raise InputError(f"{spec.model} cannot be trained: it is static, or reads token states while it runs")
-        tokenizer = Tokenizer(spec)
-        model = load_trunk(spec, tokenizer, loading_dtype(tuning), merge_adapters=True)
-        check_shapes(model, spec, tokenizer)
+        self.is_sharded = tuning.sharding == "fsdp2"
+        if self.is_sharded:
+            mesh = rank_mesh(device)
+            with one_rank_at_a_time(device):
+                self._load(tuning, torch.device("cpu"))  # of which a device may hold no more than a part
+                shard(self.trunk, mesh, tuning.precision)
+        else:
+            is_quantized = tuning.lora is not None and tuning.lora.quantized is not None
+            self._load(tuning, torch.device("cpu") if is_quantized else device)
+        self.to(device)
+        self.train()
+
+    def _load(self, tuning: Tuning, device: torch.device) -> None:
+        """The trunk on a device, what comes after it, and the forward pass through both."""
+        recipe = self.spec.recipe
+        tokenizer = Tokenizer(self.spec)
+        model = load_trunk(self.spec, tokenizer, loading_dtype(tuning), merge_adapters=True)
+        check_shapes(model, self.spec, tokenizer)
         root = checkpoint.locate_root(recipe.checkpoint, recipe.revision)
         self.head = load_head(root, recipe.head, model)
         model.to(device)
@@ -97,14 +113,12 @@ class Encoder(torch.nn.Module):
             self.token_head = load_latent_attention(folder, part.prefix, part.heads, model.config.hidden_size)
         pooling = "mean" if recipe.latent_attention is not None else recipe.pooling
         pooled_id = tokenizer.token_id(recipe.pooled_token) if recipe.pooled_token is not None else None
-        self.trunk = tuned(model, tuning)
-        padded = PaddedTrunk(self.trunk, device, causal, recipe.padding, recipe.layers)
+        self.trunk = tuned(model, tuning, self.device)
+        padded = PaddedTrunk(self.trunk, self.device, causal, recipe.padding, recipe.layers)
         self._forward = PaddedForward(padded, pooling, pooled_id, self.token_head)
         for extra in (self.head, self.token_head):
             if extra is not None:
                 extra.to(torch.float32).requires_grad_(True)
-        self.to(device)
-        self.train()
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """vectors_BD of a micro-batch, rows in its order."""
@@ -133,5 +147,8 @@ class Encoder(torch.nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def merged_trunk(self) -> transformers.PreTrainedModel:
-        """The trunk on the CPU, its adapters merged into its weights; the encoder is not to be trained any further."""
+        """The trunk on the CPU, its adapters merged into its weights; the encoder is not to be trained any further.
+
+        Of a sharded encoder no rank has one: another, not sharded, is to be given its weights.
+        """
         return merged(self.trunk)

@@ -29,8 +29,9 @@ from operators.training.batch_plan import rank_slice
 from operators.training.curve import Evaluated
 from operators.training.encoder import Encoder, Reader, Role
 from operators.training.gathering import RankRows, gathered
-from operators.training.micro_batches import micro_batches
+from operators.training.micro_batches import MicroBatches, micro_batches
 from operators.training.rank_batches import ReadySet
+from operators.training.sharding import agreed_passes
 
 _DEV_K = (1, 10)
 _AGREEING_TEXTS = 1000  # half a million pairs of them
@@ -60,7 +61,7 @@ class RankEmbedder:
         """Vectors [N, D] of texts by a reader's templates."""
         slices = [rank_slice(len(texts), rank, self._world_size) for rank in range(self._world_size)]
         own = slices[self._rank]
-        own_ND = self._embed_own(texts[own], roles[own], reader)
+        own_ND = self._embed_own(texts, roles, own, reader)
         rows = RankRows(tuple(one.stop - one.start for one in slices), self._rank)
         vectors_ND: Vectors = gathered(own_ND, rows).cpu().numpy()
         return vectors_ND
@@ -77,17 +78,25 @@ class RankEmbedder:
             found.add(nearest_of_block(queries_QD, vectors_ND, block.ids, block.start, max(task.k)))
         return found.run(data.query_ids)
 
-    def _embed_own(self, texts: Sequence[str], roles: Sequence[Role], reader: Reader) -> torch.Tensor:
-        device = self._encoder.device
-        if not texts:
-            return torch.empty(0, self._encoder.spec.dim, device=device)
-        tokenized = reader(texts, roles)
-        cut = micro_batches(np.array([len(ids) for ids in tokenized.ids], np.int64), self._pass_tokens)
-        self._encoder.eval()
+    def _embed_own(self, texts: Sequence[str], roles: Sequence[Role], own: slice, reader: Reader) -> torch.Tensor:
+        encoder = self._encoder
+        cut, batches = MicroBatches((), 0), []
+        if texts[own]:
+            tokenized = reader(texts[own], roles[own])
+            cut = micro_batches(np.array([len(ids) for ids in tokenized.ids], np.int64), self._pass_tokens)
+            batches = [tokenized.batch(rows) for rows in cut.rows]
+        if encoder.is_sharded and texts:
+            num_passes, _ = agreed_passes(len(batches), 0, encoder.device)
+            shortest = min(texts, key=len)
+            idle = reader([shortest], roles[:1]).batch(np.arange(1))  # for the other ranks' sake
+            batches += [idle] * (num_passes - len(batches))
+        encoder.eval()
         with torch.no_grad():
-            parts = [self._encoder(tokenized.batch(rows)) for rows in cut.rows]
-        self._encoder.train()
-        return cut.restored(parts)
+            parts = [encoder(batch) for batch in batches]
+        encoder.train()
+        if not cut.rows:
+            return torch.empty(0, encoder.spec.dim, device=encoder.device)
+        return cut.restored(parts[: len(cut.rows)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,16 +49,22 @@ def make_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: Optimiz
     """AdamW over named parameters; vectors (biases, norms, temperatures) do not decay."""
     import torch  # 2 s, which whoever reads a config need not wait for
 
-    decayed = [parameter for parameter in parameters.values() if parameter.ndim > 1]
-    others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    fused = next(iter(parameters.values())).is_cuda
+    from operators.training.sharding import is_sharded
+
+    groups = [
+        {
+            "params": [one for one in parameters.values() if (one.ndim > 1) == decays and is_sharded(one) == sharded],
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for decays in (True, False)
+        for sharded in (False, True)  # the kernels of several parameters at once take one kind
+    ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.epsilon,
-        fused=fused or None,
+        fused=next(iter(parameters.values())).is_cuda or None,
     )
 
 

@@ -27,6 +27,7 @@ from operators.training.mixing import key_of
 from operators.training.optimization import Optimization, make_optimizer, set_rate
 from operators.training.rank_batches import RankBatch
 from operators.training.set_objective import SetObjective
+from operators.training.sharding import agreed_passes, clip_gradients, is_sharded
 
 
 class TrainingDiverged(InputError):
@@ -66,8 +67,8 @@ class TrainStep:
         planned = batch.planned
         rate = self._config.rate(planned.step, self._num_steps)
         loss = self._backward(batch)
-        sum_gradients(self.parameters.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._config.max_gradient_norm))
+        sum_gradients(one for one in self.parameters.values() if not is_sharded(one))
+        norm = clip_gradients(self.parameters.values(), self._config.max_gradient_norm)
         totals = torch.tensor([float(loss), float(batch.num_tokens)], dtype=torch.float64)
         whole_loss, num_tokens = sum_over_ranks(totals.to(self.encoder.device)).tolist()
         if not (math.isfinite(whole_loss) and math.isfinite(norm)):
@@ -92,13 +93,17 @@ class TrainStep:
         objective = self.objectives[batch.planned.set_index]
         facts = batch.facts.to(self.encoder.device)
         cut = batch.micro_batches
-        seeds = [self._dropout_seed(batch, number) for number in range(len(cut.rows))]
-        micro = [(seed, batch.tokenized.batch(rows)) for seed, rows in zip(seeds, cut.rows, strict=True)]
-        order_N = torch.from_numpy(np.concatenate(cut.rows)).to(self.encoder.device)
-        tower = Tower(self._encode, micro, order_N)
+        passes, num_texts = list(cut.rows), len(batch.tokenized.ids)
         kept = kept_passes(cut, batch, self._tokens)
+        if self.encoder.is_sharded:
+            num_passes, kept = agreed_passes(len(passes), kept, self.encoder.device)
+            passes += [cut.rows[-1][-1:]] * (num_passes - len(passes))  # the shortest text, for the other ranks' sake
+        micro = [(self._dropout_seed(batch, number), batch.tokenized.batch(rows)) for number, rows in enumerate(passes)]
+        idle = np.arange(num_texts, num_texts + len(passes) - len(cut.rows))
+        rows_N = torch.from_numpy(np.concatenate([*cut.rows, idle])).to(self.encoder.device)
+        tower = Tower(self._encode, micro, rows_N)
         with self.encoder.casts_shared():
-            return cached_backward([tower], lambda vectors: objective(vectors[0], facts), kept=kept)
+            return cached_backward([tower], lambda vectors: objective(vectors[0][:num_texts], facts), kept=kept)
 
     def _encode(self, seeded: tuple[int, Batch]) -> torch.Tensor:
         seed, batch = seeded

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from operators.errors import InputError
+from operators.training.quantized import dequantize, quantize
 from operators.training.tuning import Lora, Tuning
 
 
@@ -21,14 +22,19 @@ def loading_dtype(tuning: Tuning) -> torch.dtype:
     return torch.bfloat16 if frozen and tuning.precision == "bfloat16" else torch.float32
 
 
-def tuned(model: transformers.PreTrainedModel, tuning: Tuning) -> torch.nn.Module:
-    """The trunk with its dropout, adapters and checkpointing. Raises InputError where adapters do not fit."""
+def tuned(model: transformers.PreTrainedModel, tuning: Tuning, device: torch.device) -> torch.nn.Module:
+    """The trunk with its dropout, adapters and checkpointing, on the device if it is quantized.
+
+    Raises InputError where adapters do not fit.
+    """
     trunk: torch.nn.Module = model
     _set_dropout(model, tuning)
     if tuning.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if tuning.lora is None:
         return trunk
+    if tuning.lora.quantized is not None:
+        quantize(model, device)
     adapted = _adapted(model, tuning.lora)
     if tuning.precision == "bfloat16":
         for module in adapted.modules():
@@ -44,6 +50,7 @@ def merged(trunk: torch.nn.Module) -> transformers.PreTrainedModel:
 
     In bfloat16 the sum would lose what of an update is smaller than 1/256 of its weight.
     """
+    dequantize(trunk)
     trunk.to("cpu", torch.float32)
     plain = trunk.merge_and_unload() if isinstance(trunk, peft.PeftModel) else trunk
     assert isinstance(plain, transformers.PreTrainedModel), "a trunk is a model of transformers"

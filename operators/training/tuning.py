@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Lora(BaseModel):
@@ -17,6 +17,9 @@ class Lora(BaseModel):
     dropout: float = Field(default=0.1, ge=0, lt=1, description="of what enters an adapter")
     targets: tuple[str, ...] | Literal["all-linear"] = Field(
         default="all-linear", description="names of the linear layers that get one"
+    )
+    quantized: Literal["nf4"] | None = Field(
+        default=None, description="nf4: frozen weights of 4 bits (QLoRA, the extra `qlora`); null: as `precision` says"
     )
 
 
@@ -33,5 +36,20 @@ class Tuning(BaseModel):
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations twice in place of keeping them: less memory, a third slower"
     )
+    sharding: Literal["none", "fsdp2"] = Field(
+        default="none",
+        description="fsdp2: each worker keeps a part of the weights, gradients and moments; none: all of them",
+    )
     dropout: float | None = Field(default=None, ge=0, lt=1, description="of the model; null: as its config says")
     attention_dropout: float | None = Field(default=None, ge=0, lt=1, description="null: as the model's config says")
+
+    @model_validator(mode="after")
+    def _fits_quantized(self) -> Tuning:
+        if self.lora is not None and self.lora.quantized is not None:
+            if self.precision != "bfloat16":
+                raise ValueError(
+                    "set precision to bfloat16: weights of lora.quantized are not computed with in float32"
+                )
+            if self.sharding != "none":
+                raise ValueError("set sharding to none, or leave out lora.quantized: weights of 4 bits are not sharded")
+        return self

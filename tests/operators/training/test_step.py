@@ -15,7 +15,7 @@ from operators.training.step import TrainingDiverged
 from operators.training.tuning import Lora, Tuning
 from tests.checkpoints import tiny_bert
 from tests.ranks import run_ranks
-from tests.training_steps import FOLDER, KINDS, NUM_STEPS, make_step, steps_on_this_rank, write_sets
+from tests.training_steps import FOLDER, KINDS, NUM_STEPS, TUNING, make_step, steps_on_this_rank, write_sets
 
 
 @pytest.fixture
@@ -27,9 +27,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_ranks_are_one(folder: Path, world_size: int) -> None:
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        pytest.param(Tuning(), id="whole"),
+        pytest.param(Tuning(sharding="fsdp2", gradient_checkpointing=True), id="sharded"),
+        pytest.param(
+            Tuning(sharding="fsdp2", lora=Lora(rank=4, dropout=0.0)), id="sharded-lora", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_several_ranks_are_one(folder: Path, tuning: Tuning, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TUNING, tuning.model_copy(update={"sharding": "none"}).model_dump_json())
     alone = steps_on_this_rank()
     assert set(alone["sets"]) == set(KINDS)
+    monkeypatch.setenv(TUNING, tuning.model_dump_json())
     for rank in run_ranks(world_size, steps_on_this_rank, folder):
         assert (rank["sets"], rank["tokens"]) == (alone["sets"], alone["tokens"])
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
