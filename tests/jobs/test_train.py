@@ -167,3 +167,30 @@ def test_it_ends_early_and_keeps_the_best_weights(tmp_path: Path) -> None:
     assert max(trained) == report["kept_step"] + 4 < 20
     stored = (tmp_path / "out" / "checkpoints" / f"step-{report['kept_step']:08d}" / "curve.jsonl").read_text()
     assert len(Curve.from_jsonl(stored).steps) == report["kept_step"]
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_model(tmp_path: Path) -> None:
+    """Each with half of the weights: the run of one worker that has them all, and the same model."""
+    found = []
+    for sharding, workers in (("none", 1), ("fsdp2", 2)):
+        tuning = {"dropout": 0.0, "attention_dropout": 0.0, "sharding": sharding}
+        compute = {"workers": workers, "cpus_per_worker": 1}
+        config = write_train_config(
+            tmp_path, tuning=tuning, compute=compute, steps=10, output={"path": str(tmp_path / sharding)}
+        )
+        assert run_job("train", config) == 0
+        model = SentenceTransformer(str(tmp_path / sharding / "model"), device="cpu")
+        found.append((losses_of(tmp_path / sharding), model.encode([f"{word} time" for word in WORDS[:9]])))
+    (losses, vectors), (shared_losses, shared_vectors) = found
+    assert shared_losses == pytest.approx(losses, rel=1e-3)
+    np.testing.assert_allclose(shared_vectors, vectors, atol=1e-2)
+    stored = sorted(file.name for file in (tmp_path / "fsdp2" / "checkpoints" / "step-00000010").iterdir())
+    assert stored == [
+        "curve.jsonl",
+        "optimizer-0001-of-0002.safetensors",
+        "optimizer-0002-of-0002.safetensors",
+        "progress.json",
+        "weights-0001-of-0002.safetensors",
+        "weights-0002-of-0002.safetensors",
+    ]
