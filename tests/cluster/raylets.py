@@ -73,16 +73,24 @@ class Raylets:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def replace_node(self, number: int) -> None:
-        """Kill node `number` (0 at first) and its workers as a power cut does, then start the next in its place."""
+        """Kill node `number` (0 at first), then start the next in its place."""
+        self.kill_node(number)
+        self.add_node(number + 1)
+
+    def kill_node(self, number: int) -> None:
+        """Kill a node and its workers as a power cut does."""
         place = str(self.folder / f"node-{number}")
         raylets = [p for p in psutil.process_iter() if _is_raylet(p, place)]
         assert raylets, f"no raylet runs in {place}"
         for process in [*raylets, *(child for raylet in raylets for child in raylet.children(recursive=True))]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        following = self.folder / f"node-{number + 1}"
-        following.mkdir()
-        started = self.run([*_RAY_START.split(), f"--address={ADDRESS}", f"--temp-dir={following}"], self.folder)
+
+    def add_node(self, number: int) -> None:
+        """Start a node."""
+        place = self.folder / f"node-{number}"
+        place.mkdir()
+        started = self.run([*_RAY_START.split(), f"--address={ADDRESS}", f"--temp-dir={place}"], self.folder)
         assert started.returncode == 0, started.stdout + started.stderr
 
 
