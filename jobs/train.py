@@ -18,9 +18,8 @@ from jobs.train_outcome import is_finished, write_outcome
 from jobs.train_run import (
     TrainRun,
     check_batches,
-    claim_run,
+    claimed_run,
     number_of_steps,
-    refuse_another,
     run_fingerprint,
     start_spec,
     teachers_said,
@@ -43,15 +42,14 @@ def run(config: Config) -> int:
     if is_finished(output, fingerprint):
         print(f"nothing to do: {output} holds the model of this run; no worker was started")
         return 0
-    refuse_another(output, fingerprint)
     with connect(local_cpus=config.compute.local_cpus) as session:
         # torch and Ray Train are seconds that a finished run need not wait for
         from jobs.train_fit import fit, most_workers
 
-        sets = prepare_sets(config)
-        plan = batch_plan(config, sets)
-        check_batches(config, plan, most_workers(config.compute, session))
-        claim_run(output, fingerprint)  # not before: a config that is refused may be mended for the same folder
+        with claimed_run(output, fingerprint):
+            sets = prepare_sets(config)
+            plan = batch_plan(config, sets)
+            check_batches(config, plan, most_workers(config.compute, session))
         said = teachers_said(config, sets)
         training = TrainRun(config, spec, sets, said, fingerprint, number_of_steps(config, plan))
         trained = fit(training, session)

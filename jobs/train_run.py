@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jobs.config import Compute
@@ -18,7 +19,7 @@ from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.errors import InputError
 from operators.evaluation.encoding import Prompted
-from operators.storage import Location, create_exclusive, locate, read_bytes, redact
+from operators.storage import Location, create_exclusive, delete, locate, read_bytes, redact
 from operators.teachers.spec import teacher_spec
 from operators.training.batch_plan import BatchPlan
 from operators.training.objective_config import needs_other_rows
@@ -154,19 +155,27 @@ def public_config(config: TrainConfig) -> dict[str, object]:
     return redacted
 
 
-def claim_run(output: Location, fingerprint: str) -> None:
-    """Make the folder this run's. Raises InputError where it is another's."""
-    mine = json.dumps({"fingerprint": fingerprint}).encode()
-    if not create_exclusive(output / RUN_FILE, mine):
-        refuse_another(output, fingerprint)
+@contextmanager
+def claimed_run(output: Location, fingerprint: str) -> Iterator[None]:
+    """Make the folder this run's, unless its sets are refused: the config may be mended for the same folder.
+
+    Raises InputError where it is another's, or not for writing.
+    """
+    is_new = create_exclusive(output / RUN_FILE, json.dumps({"fingerprint": fingerprint}).encode())
+    if not is_new:
+        _refuse_another(output, fingerprint)
+    try:
+        yield
+    except InputError:
+        if is_new:
+            delete(output / RUN_FILE)
+        raise
 
 
-def refuse_another(output: Location, fingerprint: str) -> None:
+def _refuse_another(output: Location, fingerprint: str) -> None:
     """Raise InputError where the folder is that of another run."""
     try:
         found = json.loads(read_bytes(output / RUN_FILE))["fingerprint"]
-    except FileNotFoundError:
-        return
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"give output.path another folder: {output / RUN_FILE} does not read: {error}") from None
     if found != fingerprint:
