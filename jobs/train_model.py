@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 
 from jobs.identity import RECIPES
+from jobs.train_config import TrainConfig
 from jobs.train_run import MODEL_FOLDER, TrainRun
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
 from operators.storage import upload_folder
 from operators.training.encoder import Encoder
 from operators.training.export import export, says_it_all
+from operators.training.objective_config import Loss, Stella
 from operators.training.outcome import TrainedModel
 
 
@@ -24,7 +26,7 @@ def trained_model(run: TrainRun, encoder: Encoder) -> TrainedModel:
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
     num_trained = sum(parameter.numel() for parameter in encoder.trained().values())
     with tempfile.TemporaryDirectory(prefix="embedfleet-model-") as folder:
-        export(encoder, Path(folder))
+        export(encoder, Path(folder), trained_widths(run.config))
         exported = embedder_spec(folder, EmbedderConfig(), RECIPES)
         upload_folder(Path(folder), run.output / MODEL_FOLDER)
     recipe = exported.recipe
@@ -41,6 +43,13 @@ def trained_model(run: TrainRun, encoder: Encoder) -> TrainedModel:
         num_trained=num_trained,
         in_sentence_transformers=says_it_all(recipe),
     )
+
+
+def trained_widths(config: TrainConfig) -> list[int]:
+    """The widths at which losses compared vectors that were cut."""
+    losses = [config.objective_of(training_set) for training_set in config.sets]
+    matryoshka = {dim for loss in losses if isinstance(loss, Loss) and loss.matryoshka for dim in loss.matryoshka.dims}
+    return sorted(matryoshka | {dim for loss in losses if isinstance(loss, Stella) for dim in loss.dims})
 
 
 def peak_bytes(device: torch.device) -> int:

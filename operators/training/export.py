@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ _MODES = {"mean": "mean", "cls": "cls", "last": "lasttoken", "weighted_mean": "w
 _HERE = {"checkpoint", "revision", "adapters", "merge_adapters", "head", "dims", "default_dims"}
 
 
-def export(encoder: Encoder, folder: Path) -> None:
-    """Write the model folder; the encoder is not to be trained any further."""
+def export(encoder: Encoder, folder: Path, widths: Sequence[int] = ()) -> None:
+    """Write the model folder; the encoder is not to be trained any further.
+
+    `widths` are those that its vectors were trained to be cut to, beside the recipe's own.
+    """
     recipe = encoder.spec.recipe
     source = checkpoint.locate(recipe.checkpoint, recipe.revision)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +47,7 @@ def export(encoder: Encoder, folder: Path) -> None:
         _write_dense(folder / name, part)
     if encoder.token_head is not None:
         _add_latents(folder, encoder)
-    _write_recipe(folder, encoder, names)
+    _write_recipe(folder, encoder, names, widths)
     if says_it_all(recipe):
         _write_end_token(folder, recipe)
         _write_layout(folder, encoder, names, int(trunk.config.hidden_size))
@@ -90,15 +94,16 @@ def _add_latents(folder: Path, encoder: Encoder) -> None:
     safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
 
 
-def _write_recipe(folder: Path, encoder: Encoder, head: tuple[str, ...]) -> None:
+def _write_recipe(folder: Path, encoder: Encoder, head: tuple[str, ...], widths: Sequence[int]) -> None:
     recipe = encoder.spec.recipe
     facts: dict[str, Any] = {"checkpoint": "."}
     facts |= recipe.model_dump(mode="json", exclude=_HERE, exclude_defaults=True)
     facts.pop("trunk", None)  # which was a part of its checkpoint, and is the whole of this one
     if head:
         facts["head"] = list(head)
-    if recipe.dims and not head:
-        facts["dims"] = [dim for dim in recipe.dims if dim <= encoder.spec.dim]
+    sizes = {dim for dim in (*(() if head else recipe.dims), *widths) if dim <= encoder.spec.dim}
+    if sizes:
+        facts["dims"] = sorted({*sizes, encoder.spec.dim}, reverse=True)
     (folder / OWN_RECIPE).write_text(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
