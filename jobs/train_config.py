@@ -10,6 +10,8 @@ from operators.embedder.recipe import EmbedderConfig
 from operators.evaluation.tasks import Task
 from operators.teachers.config import Teacher
 from operators.training.forecast.config import ForecastConfig
+from operators.training.generation import Generation
+from operators.training.language_config import LanguageLoss
 from operators.training.objective_config import Objective, default_objective, fault_of, teachers_of
 from operators.training.optimization import Optimization
 from operators.training.sets import TrainingSet
@@ -135,6 +137,9 @@ class TrainConfig(BaseModel):
     teachers: tuple[Teacher, ...] = Field(
         default=(), description="models whose vectors or scores losses name; what they say is computed once"
     )
+    generation: Generation | None = Field(
+        default=None, description="language modelling beside every step (GRIT); null = none"
+    )
     tuning: Tuning = Field(default_factory=Tuning, description="what of the model is trained")
     optimization: Optimization = Field(default_factory=Optimization)
     batch: Batches = Field(default_factory=Batches)
@@ -153,7 +158,7 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        names = [training_set.name for training_set in self.sets]
+        names = [training_set.name for training_set in self.all_sets]
         if len(set(names)) < len(names):
             raise ValueError(f"sets: each has a name of its own, got {', '.join(names)}")
         known = [teacher.name for teacher in self.teachers]
@@ -177,7 +182,8 @@ class TrainConfig(BaseModel):
             if asked not in names:
                 return f"the loss {objective.loss} asks {asked!r}; teachers: {', '.join(names) or 'none'}"
         has_labels = training_set.columns.label is not None
-        if training_set.dev_fraction and not teachers_of(objective) and (has_labels or training_set.kind == "texts"):
+        judges = bool(teachers_of(objective)) or isinstance(objective, LanguageLoss)
+        if training_set.dev_fraction and not judges and (has_labels or training_set.kind == "texts"):
             what = "classes" if has_labels else "single texts"
             return f"{what} cannot judge a model: take dev_fraction out, and give evaluation.tasks"
         return None
@@ -192,6 +198,11 @@ class TrainConfig(BaseModel):
         return tuple(by_name[name] for name in teachers_of(self.objective_of(training_set)))
 
     @property
+    def all_sets(self) -> tuple[TrainingSet, ...]:
+        """The sets, then those that are generated from beside them."""
+        return self.sets + (() if self.generation is None else self.generation.sets)
+
+    @property
     def measured(self) -> tuple[TrainingSet, ...]:
         """The sets of which rows are held back."""
-        return tuple(training_set for training_set in self.sets if training_set.dev_fraction)
+        return tuple(training_set for training_set in self.all_sets if training_set.dev_fraction)

@@ -67,7 +67,7 @@ class MissingSet:
 
 def prepare_sets(config: TrainConfig) -> tuple[PreparedSet, ...]:
     """All sets, prepared; Ray is used, and sources are opened, for those only that are not there yet."""
-    found = [_find(training_set, config) for training_set in config.sets]
+    found = [_find(training_set, config) for training_set in config.all_sets]
     missing = {item.folder.url: item for item in found if isinstance(item, MissingSet)}
     if missing:
         with connect(local_cpus=config.compute.local_cpus):
@@ -79,8 +79,8 @@ def prepare_sets(config: TrainConfig) -> tuple[PreparedSet, ...]:
     return tuple(item for item in found if isinstance(item, PreparedSet))
 
 
-def batch_plan(config: TrainConfig, sets: Sequence[PreparedSet]) -> BatchPlan:
-    """The plan of the run's batches, the same in every process that makes it."""
+def batch_plan(config: TrainConfig, sets: Sequence[PreparedSet], size: int | None = None) -> BatchPlan:
+    """The plan of the batches of some sets, the same in every process that makes it; `size` null: the run's."""
     cache = Cache.at(config.prepared.cache_dir)
     planned = [
         PlannedSet(
@@ -91,7 +91,7 @@ def batch_plan(config: TrainConfig, sets: Sequence[PreparedSet]) -> BatchPlan:
         )
         for prepared in sets
     ]
-    return BatchPlan(planned, config.batch.size, config.seed)
+    return BatchPlan(planned, size or config.batch.size, config.seed)
 
 
 def _find(training_set: TrainingSet, config: TrainConfig) -> PreparedSet | MissingSet:

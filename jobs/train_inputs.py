@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.teacher_outputs import TeacherOutputs
-from jobs.train_data import PreparedSet
+from jobs.train_data import PreparedSet, batch_plan
+from jobs.train_passes import language_passes
 from jobs.train_run import TrainRun
+from operators.errors import InputError
 from operators.evaluation.scoring import read_task
 from operators.storage.cache import Cache
-from operators.training.encoder import Reader
+from operators.training.encoder import Encoder, Reader, Role
 from operators.training.evaluating import Judged
-from operators.training.objective_config import InfoNce, VectorLoss
+from operators.training.language_config import LanguageLoss
+from operators.training.language_evaluating import LanguageDev
+from operators.training.objective_config import InfoNce, Objective, VectorLoss
 from operators.training.prepared import Split
-from operators.training.rank_batches import ReadySet, Said
+from operators.training.rank_batches import RankBatches, ReadySet, Said
+from operators.training.sets import TrainingSet
 
 
 def set_reader(run: TrainRun, prepared: PreparedSet) -> Reader:
@@ -25,31 +29,71 @@ def set_reader(run: TrainRun, prepared: PreparedSet) -> Reader:
 
 
 def ready_sets(run: TrainRun, readers: Sequence[Reader], split: Split) -> list[ReadySet]:
-    """All sets of a run with the rows of a split."""
+    """All sets of a run with the rows of a split, those of `generation` last."""
     cache = Cache.at(run.config.prepared.cache_dir)
     ready = []
-    for prepared, said, reader in zip(run.sets, run.said, readers, strict=True):
-        objective = run.config.objective_of(prepared.config)
+    for prepared, said, reader in zip(run.prepared, run.said, readers, strict=True):
+        loss = run.loss_of(prepared.config)
         rows = [outputs.rows(split, cache) for outputs in said]
-        twice = isinstance(objective, InfoNce)
-        if isinstance(objective, VectorLoss):
-            found = Said(vectors=tuple(rows), weights=objective.teacher_weights)
+        if isinstance(loss, VectorLoss):
+            found = Said(vectors=tuple(rows), weights=loss.teacher_weights)
         else:
             found = Said(scores=rows[0] if rows else None)
-        ready.append(ReadySet(prepared.config, prepared.rows(split, cache), reader, twice, found))
+        ready.append(
+            ReadySet(
+                prepared.config,
+                prepared.rows(split, cache),
+                reader,
+                _views(loss),
+                found,
+                _continues(loss, prepared.config),
+            )
+        )
     return ready
 
 
-def teacher_width(said: Sequence[TeacherOutputs]) -> int:
-    """The width of teachers' vectors side by side."""
-    return sum(outputs.manifest.width or 0 for outputs in said)
+def _views(loss: Objective) -> tuple[Role, ...]:
+    """How a text is read: once, or twice for two vectors of it."""
+    if not isinstance(loss, InfoNce):
+        return ("query",)
+    return ("query", "document" if loss.template_denoising else "query")
 
 
-def judged_by(run: TrainRun, readers: Sequence[Reader]) -> Judged | None:
+def _continues(loss: Objective, training_set: TrainingSet) -> bool:
+    return isinstance(loss, LanguageLoss) and training_set.kind == "pairs"
+
+
+def rank_batches(run: TrainRun, sets: Sequence[ReadySet], rank: int, world_size: int, pass_tokens: int) -> RankBatches:
+    """The batches of a rank, with those of `generation` beside them."""
+    config, num = run.config, len(run.sets)
+    beside = None
+    if config.generation is not None:
+        plan = batch_plan(config, run.generated, config.generation.size)
+        beside = RankBatches(plan, sets[num:], rank, world_size, pass_tokens)
+    return RankBatches(batch_plan(config, run.sets), sets[:num], rank, world_size, pass_tokens, beside)
+
+
+def judged_by(
+    run: TrainRun, encoder: Encoder, readers: Sequence[Reader], rank: int, world_size: int, pass_tokens: int
+) -> Judged | None:
     """What the model is judged by; None: nothing."""
     evaluation = run.evaluation
     if evaluation is None:
         return None
-    dev = [ready for ready in ready_sets(run, readers, "dev") if len(ready.rows)]
+    if evaluation.tasks and run.spec.sparse_dim:
+        raise InputError("take evaluation.tasks out: sparse vectors are judged by rows held back (dev_fraction) alone")
+    dev: list[ReadySet] = []
+    language: list[LanguageDev] = []
+    for number, ready in enumerate(ready_sets(run, readers, "dev")):
+        loss = run.loss_of(ready.config)
+        if not len(ready.rows):
+            continue
+        if isinstance(loss, LanguageLoss):
+            passes = language_passes(run, encoder, loss, ready.reader)
+            judges = number < len(run.sets)
+            language.append(LanguageDev(ready, passes, rank, world_size, pass_tokens, judges))
+        else:
+            dev.append(ready)
     tasks = {task.name: (task, read_task(task)) for task in evaluation.tasks}
-    return Judged(dev, tasks, evaluation.dev_rows, evaluation.main) if dev or tasks else None
+    some = dev or tasks or language
+    return Judged(dev, tasks, evaluation.dev_rows, evaluation.main, language) if some else None

@@ -41,7 +41,7 @@ def trained_model(run: TrainRun, encoder: Encoder) -> TrainedModel:
         prompts={role: str(prompt) for role, prompt in recipe.prompts.items()},
         num_parameters=num_parameters,
         num_trained=num_trained,
-        in_sentence_transformers=says_it_all(recipe),
+        in_sentence_transformers=says_it_all(encoder),
     )
 
 

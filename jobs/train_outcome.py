@@ -41,7 +41,7 @@ def write_outcome(run: TrainRun, plan: BatchPlan, trained: Trained, started: dat
 def _outcome(run: TrainRun, plan: BatchPlan, trained: Trained, started: datetime) -> TrainingOutcome:
     config, finished = run.config, datetime.now(UTC)
     assert trained.model is not None, "a run without a fault has a model"
-    losses = {one.name: config.objective_of(one).model_dump(mode="json", exclude_none=True) for one in config.sets}
+    losses = {one.name: run.loss_of(one).model_dump(mode="json", exclude_none=True) for one in config.all_sets}
     return TrainingOutcome(
         started=started.isoformat(timespec="seconds"),
         finished=finished.isoformat(timespec="seconds"),
@@ -74,13 +74,13 @@ def _sets(run: TrainRun, plan: BatchPlan) -> tuple[TrainedSet, ...]:
             kind=prepared.config.kind,
             path=str(prepared.config.path),
             fingerprint=prepared.manifest.fingerprint,
-            objective=run.config.objective_of(prepared.config).loss,
+            objective=run.loss_of(prepared.config).loss,
             train_rows=prepared.manifest.rows("train"),
             dev_rows=prepared.manifest.rows("dev"),
-            left_out=plan.num_left_out(index, 0),
+            left_out=plan.num_left_out(index, 0) if index < len(run.sets) else 0,
             counts=prepared.manifest.counts,
         )
-        for index, prepared in enumerate(run.sets)
+        for index, prepared in enumerate(run.prepared)
     )
 
 

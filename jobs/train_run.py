@@ -22,8 +22,8 @@ from operators.evaluation.encoding import Prompted
 from operators.storage import Location, create_exclusive, delete, locate, read_bytes, redact
 from operators.teachers.spec import teacher_spec
 from operators.training.batch_plan import BatchPlan
-from operators.training.objective_config import needs_other_rows
-from operators.training.sets import Side
+from operators.training.objective_config import Objective, fault_of_sparse, needs_other_rows
+from operators.training.sets import Side, TrainingSet
 
 RUN_FILE, MODEL_FOLDER, CHECKPOINTS = "run.json", "model", "checkpoints"
 _TIMES = 10  # checkpoints and evaluations of a run, where the config does not say how often
@@ -35,8 +35,8 @@ class TrainRun:
 
     config: TrainConfig
     spec: EmbedderSpec  # of the model to begin with
-    sets: tuple[PreparedSet, ...]
-    said: tuple[tuple[TeacherOutputs, ...], ...]  # by the teachers that each set's loss asks
+    prepared: tuple[PreparedSet, ...]  # as `config.all_sets`
+    said: tuple[tuple[TeacherOutputs, ...], ...]  # by the teachers that the loss of each asks
     fingerprint: str
     num_steps: int
 
@@ -44,6 +44,23 @@ class TrainRun:
     def output(self) -> Location:
         """The run's folder."""
         return locate(self.config.output.path, self.config.output.storage_options)
+
+    def loss_of(self, training_set: TrainingSet) -> Objective:
+        """The loss of any of its sets."""
+        generation = self.config.generation
+        if generation is not None and training_set in generation.sets:
+            return generation.loss
+        return self.config.objective_of(training_set)
+
+    @property
+    def sets(self) -> tuple[PreparedSet, ...]:
+        """Those that have their turns."""
+        return self.prepared[: len(self.config.sets)]
+
+    @property
+    def generated(self) -> tuple[PreparedSet, ...]:
+        """Those of which each step has a batch beside its own (GRIT)."""
+        return self.prepared[len(self.config.sets) :]
 
     @property
     def checkpoint_every(self) -> int:
@@ -74,7 +91,12 @@ class TrainRun:
 
 def start_spec(config: TrainConfig) -> EmbedderSpec:
     """The model to begin with, checked without loading it."""
-    return embedder_spec(config.model, config.embedder, RECIPES)
+    spec = embedder_spec(config.model, config.embedder, RECIPES)
+    for one in config.sets:
+        fault = fault_of_sparse(config.objective_of(one), bool(spec.sparse_dim))
+        if fault is not None:
+            raise InputError(f"sets.{one.name}: {fault}")
+    return spec
 
 
 def prompted_spec(
@@ -94,20 +116,29 @@ def run_fingerprint(config: TrainConfig, spec: EmbedderSpec) -> str:
         mode="json", include={"embedder", "tuning", "optimization", "epochs", "steps", "seed", "objective"}
     )
     facts |= {"model": spec.fingerprint, "batch": config.batch.size}
-    rows = {one.name: one.fingerprint(list_source(one.source()), config.seed) for one in config.sets}
+    rows = {one.name: one.fingerprint(list_source(one.source()), config.seed) for one in config.all_sets}
     facts["sets"] = [
         {
-            "rows": rows[one.name],
+            **_set_facts(one, rows[one.name]),
             "teachers": [
                 teacher_spec(teacher, one, rows[one.name], RECIPES).fingerprint for teacher in config.asked(one)
             ],
-            **one.model_dump(mode="json", include={"name", "query", "document", "symmetric", "weight"}),
-            "in_batch": one.has_in_batch_negatives,
             "objective": config.objective_of(one).model_dump(mode="json"),
         }
         for one in config.sets
     ]
+    if (generation := config.generation) is not None:
+        facts["generation"] = generation.model_dump(mode="json", exclude={"sets"})
+        facts["generation"]["sets"] = [_set_facts(one, rows[one.name]) for one in generation.sets]
     return mapping_digest(facts)
+
+
+def _set_facts(training_set: TrainingSet, rows: str) -> dict[str, object]:
+    return {
+        "rows": rows,
+        **training_set.model_dump(mode="json", include={"name", "query", "document", "symmetric", "weight"}),
+        "in_batch": training_set.has_in_batch_negatives,
+    }
 
 
 def number_of_steps(config: TrainConfig, plan: BatchPlan) -> int:
@@ -149,7 +180,8 @@ def public_config(config: TrainConfig) -> dict[str, object]:
     """The config as it may be stored and shown: storage options out, what looks like a secret masked."""
     values = config.model_dump(mode="json", exclude_defaults=True)
     tasks = (values.get("evaluation") or {}).get("tasks", [])
-    for section in (values["output"], values.get("prepared", {}), *values["sets"], *tasks):
+    sets = [*values["sets"], *(values.get("generation") or {}).get("sets", [])]
+    for section in (values["output"], values.get("prepared", {}), *sets, *tasks):
         section.pop("storage_options", None)
     redacted: dict[str, object] = redact(values)
     return redacted

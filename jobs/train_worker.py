@@ -16,9 +16,9 @@ import torch.distributed as dist
 
 from jobs.train_board import final_faults_told
 from jobs.train_checkpoints import best_trained, load_weights, report_checkpoint, restore
-from jobs.train_data import batch_plan
-from jobs.train_inputs import judged_by, ready_sets, set_reader, teacher_width
+from jobs.train_inputs import judged_by, rank_batches, ready_sets, set_reader
 from jobs.train_model import peak_bytes, trained_model
+from jobs.train_passes import load_encoder, set_passes
 from jobs.train_record import RunRecorder
 from jobs.train_run import TrainRun
 from operators.embedder.forward import default_batch_tokens
@@ -26,11 +26,9 @@ from operators.embedder.starting import prepare_process
 from operators.errors import InputError
 from operators.storage import write_whole
 from operators.training.curve import Curve, Evaluated, StepMetrics
-from operators.training.encoder import Encoder, Reader
+from operators.training.encoder import Reader
 from operators.training.evaluating import RankEmbedder, UnfitEvaluation
 from operators.training.outcome import Trained
-from operators.training.rank_batches import RankBatches
-from operators.training.set_objective import SetObjective
 from operators.training.step import TrainingDiverged, TrainStep, trained_parameters
 
 _DIVERGED = "diverged.jsonl"
@@ -69,23 +67,18 @@ class TrainWorker:
         prepare_process("auto", threads)
         device = ray.train.torch.get_device()  # on a machine with several GPUs, the one that is ours
         torch.manual_seed(config.seed)  # a classifier begins the same on every rank
-        encoder = Encoder(run.spec, config.tuning, device)
-        objectives = [
-            SetObjective(config.objective_of(one), one, run.spec.dim, teacher_width(said)).to(device)
-            for one, said in zip(config.sets, run.said, strict=True)
-        ]
+        encoder = load_encoder(run, device)
+        readers = [set_reader(run, prepared) for prepared in run.prepared]
         names = [one.name for one in config.sets]
-        self._step = TrainStep(
-            encoder, objectives, names, config.optimization, run.num_steps, config.batch.tokens, config.seed
-        )
+        passes = set_passes(run, encoder, readers[: len(names)])
+        self._step = TrainStep(encoder, passes, names, config.optimization, run.num_steps)
         pass_tokens = min(config.batch.pass_tokens or default_batch_tokens(device), config.batch.tokens)
-        readers = [set_reader(run, prepared) for prepared in run.sets]
         self._sets = ready_sets(run, readers, "train")
-        self._batches = RankBatches(batch_plan(config, run.sets), self._sets, rank, world_size, pass_tokens)
+        self._batches = rank_batches(run, self._sets, rank, world_size, pass_tokens)
         self._embedder = RankEmbedder(
             encoder, lambda prompted: Reader({"document": run.prompted_spec(prompted)}), rank, world_size, pass_tokens
         )
-        self._judged = judged_by(run, readers)
+        self._judged = judged_by(run, encoder, readers, rank, world_size, pass_tokens)
         self.first_step, self._curve = restore(run, self._step, board)
         self._recorder = RunRecorder(run, board, self.first_step) if rank == 0 else None
 
@@ -157,8 +150,8 @@ class TrainWorker:
         self._recorder.close(finished=True)
         peak = peak_bytes(encoder.device)
         if encoder.is_sharded:
-            encoder = Encoder(run.spec, run.config.tuning.model_copy(update={"sharding": "none"}), torch.device("cpu"))
-            parameters = trained_parameters(encoder, self._step.objectives)
+            encoder = load_encoder(run, torch.device("cpu"), sharding="none")
+            parameters = trained_parameters(encoder, self._step.passes)
         if kept != done or encoder is not self._step.encoder:
             load_weights(run, parameters, kept)
         return Trained(self._curve, kept, None, trained_model(run, encoder), peak, self._world_size)

@@ -17,6 +17,7 @@ from operators.training.batch_plan import BatchPlan, PlannedSet
 from operators.training.encoder import Encoder, Reader
 from operators.training.objective_config import default_objective
 from operators.training.optimization import Optimization
+from operators.training.passes import VectorPasses
 from operators.training.rank_batches import RankBatches, ReadySet
 from operators.training.set_objective import SetObjective
 from operators.training.sets import TrainingSet
@@ -81,11 +82,12 @@ def make_step(
             {"name": name, "path": str(folder / f"{name}.jsonl"), "kind": kind, **settings}
         )
         rows = open_rows(prepare(chosen, folder / f"sets-{rank}-{world_size}"), folder / f"sets-{rank}-{world_size}")
-        sets.append(ReadySet(chosen, rows, Reader({"query": spec, "document": spec}), twice=True))
+        sets.append(ReadySet(chosen, rows, Reader({"query": spec, "document": spec}), ("query", "query")))
         planned.append(PlannedSet(name, len(rows), None, rows.hashes if chosen.has_in_batch_negatives else None))
     objectives = [SetObjective(default_objective(one.config), one.config, spec.dim) for one in sets]
     config = Optimization(**{"learning_rate": 1e-3, "warmup": 2, **optimization})
-    step = TrainStep(encoder, objectives, list(KINDS), config, num_steps, tokens, seed=7)
+    passes = [VectorPasses(encoder, objective, tokens, seed=7) for objective in objectives]
+    step = TrainStep(encoder, passes, list(KINDS), config, num_steps)
     return step, RankBatches(BatchPlan(planned, 9, 7), sets, rank, world_size, pass_tokens=min(tokens, 128))
 
 

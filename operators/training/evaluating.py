@@ -29,6 +29,7 @@ from operators.training.batch_plan import rank_slice
 from operators.training.curve import Evaluated
 from operators.training.encoder import Encoder, Reader, Role
 from operators.training.gathering import RankRows, gathered
+from operators.training.language_evaluating import LanguageDev
 from operators.training.micro_batches import MicroBatches, micro_batches
 from operators.training.rank_batches import ReadySet
 from operators.training.sharding import agreed_passes
@@ -50,6 +51,8 @@ class RankEmbedder:
         self._encoder, self._reader_of, self._pass_tokens = encoder, reader_of, pass_tokens
         self._rank, self._world_size = rank, world_size
         self._readers: dict[Prompted, Reader] = {}
+        self.is_sparse = bool(encoder.spec.sparse_dim)
+        """Whether vectors are compared by their inner product, as they are."""
 
     def embed(self, texts: Sequence[str], prompted: Prompted) -> Vectors:
         """See `operators.evaluation.encoding.Encoder.embed`."""
@@ -95,7 +98,7 @@ class RankEmbedder:
             parts = [encoder(batch) for batch in batches]
         encoder.train()
         if not cut.rows:
-            return torch.empty(0, encoder.spec.dim, device=encoder.device)
+            return torch.empty(0, encoder.width, device=encoder.device)
         return cut.restored(parts[: len(cut.rows)])
 
 
@@ -107,6 +110,7 @@ class Judged:
     tasks: Mapping[str, tuple[Task, TaskData]] | None = None
     dev_rows: int = 2000
     main: str | None = None
+    language: Sequence[LanguageDev] = ()
 
     def __call__(self, embedder: RankEmbedder, step: int) -> Evaluated:
         """The scores of the weights after `step` steps. Raises InputError for a main score that is none of them."""
@@ -124,11 +128,14 @@ class Judged:
                 raise UnfitEvaluation(f"task {name}: {error}") from error
             mains.append(f"{name} {task.main_metric}")
             scores |= {f"{name} {metric}": outcome.metrics[metric] for metric in _shown(task, outcome)}
+        for one in self.language:
+            scores[one.name] = one(self.dev_rows)
+            mains += [one.name] * one.judges
         if self.main is not None and self.main not in scores:
             raise UnfitEvaluation(f"set evaluation.main to one of: {', '.join(scores)}; got {self.main!r}")
         if self.main is None and len(mains) > 1:
             return Evaluated(step, {"mean": float(np.mean([scores[name] for name in mains])), **scores})
-        main = self.main or mains[0]
+        main = self.main or next(iter(mains or scores))
         return Evaluated(step, {main: scores[main], **scores})
 
 
@@ -147,7 +154,9 @@ def dev_scores(ready: ReadySet, embedder: RankEmbedder, most_rows: int) -> dict[
     rows = np.arange(min(len(ready.rows), most_rows))
     table = ready.rows.take(rows)
     texts, roles = ready.texts(table)
-    vectors_ND = unit_vectors(embedder.embed_read(texts, roles, ready.reader), "texts")
+    vectors_ND = embedder.embed_read(texts, roles, ready.reader)
+    if not embedder.is_sparse:
+        vectors_ND = unit_vectors(vectors_ND, "texts")
     if ready.said.vectors:
         teacher_NT = ready.said.vectors_of(rows)
         assert teacher_NT is not None, "there are teachers with vectors"

@@ -1,6 +1,7 @@
 """A trained encoder as a model folder that `embed` and `SentenceTransformer(...)` load, and that says where it is from.
 
-FOLDER/config.json, model.safetensors, tokenizer files    the trunk, adapters merged
+FOLDER/config.json, model.safetensors, tokenizer files    the trunk, adapters merged; with its head over the vocabulary
+                                                           where that was trained (mntp, causal_lm, GRIT, SPLADE)
 FOLDER/modules.json, 1_Pooling/, 2_Dense/, ...             the sentence-transformers layout, where it can say it all
 FOLDER/recipe.yaml                                         our recipe, which always can
 """
@@ -16,6 +17,7 @@ from typing import Any
 import safetensors.torch
 import tokenizers
 import torch
+import transformers
 import yaml
 
 from operators.embedder import checkpoint
@@ -37,7 +39,7 @@ def export(encoder: Encoder, folder: Path, widths: Sequence[int] = ()) -> None:
     source = checkpoint.locate(recipe.checkpoint, recipe.revision)
     folder.mkdir(parents=True, exist_ok=True)
     trunk = encoder.merged_trunk()
-    trunk.save_pretrained(folder)
+    _save_model(encoder, trunk, folder)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -48,13 +50,29 @@ def export(encoder: Encoder, folder: Path, widths: Sequence[int] = ()) -> None:
     if encoder.token_head is not None:
         _add_latents(folder, encoder)
     _write_recipe(folder, encoder, names, widths)
-    if says_it_all(recipe):
+    if says_it_all(encoder):
         _write_end_token(folder, recipe)
         _write_layout(folder, encoder, names, int(trunk.config.hidden_size))
 
 
-def says_it_all(recipe: Recipe) -> bool:
+def _save_model(encoder: Encoder, trunk: transformers.PreTrainedModel, folder: Path) -> None:
+    whole = encoder.language_model
+    if whole is None:
+        trunk.save_pretrained(folder)
+        return
+    if _changes_attention(encoder):
+        whole.config.is_causal = True  # whoever generates reads config.json alone; embedders read the recipe
+    whole.to("cpu", torch.float32).save_pretrained(folder)
+
+
+def _changes_attention(encoder: Encoder) -> bool:
+    """Whether the model generates with one attention and embeds with another (GRIT)."""
+    return encoder.generates and not encoder.is_causal
+
+
+def says_it_all(encoder: Encoder) -> bool:
     """Whether the sentence-transformers layout can say what the recipe does."""
+    recipe = encoder.spec.recipe
     plain_prompts = all(isinstance(prompt, str) and "{" not in prompt for prompt in recipe.prompts.values())
     return (
         recipe.pooling in _MODES
@@ -63,6 +81,7 @@ def says_it_all(recipe: Recipe) -> bool:
         and recipe.latent_attention is None
         and recipe.text_style == "as_is"
         and plain_prompts
+        and not _changes_attention(encoder)
     )
 
 

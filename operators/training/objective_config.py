@@ -1,6 +1,6 @@
 """The `objective:` of a training config: which loss a set is trained with, chosen by its key `loss`.
 
-pairs, triples, texts   info_nce (default); triples also triplet
+pairs, triples, texts   info_nce (default); triples also triplet; texts also mntp and causal_lm, pairs causal_lm
 scored                  cosent (default), angle, cosine_regression; with labels softmax (default)
 lists                   kl (default), margin_mse, list_net, list_mle
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from operators.training.language_config import CausalLm, LanguageLoss, Mntp
 
 if TYPE_CHECKING:
     from operators.training.sets import TrainingSet
@@ -52,12 +54,29 @@ class HardnessWeighting(BaseModel):
     of: Literal["in_batch", "hard", "all"] = Field(default="all", description="which negatives")
 
 
+class FlopsRegularisation(BaseModel):
+    """What keeps sparse vectors sparse (arXiv 2004.05665), ramped up quadratically (SPLADE, arXiv 2107.05720)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    query: float = Field(ge=0, description="weight for queries; SPLADE v2: 0.1 to 0.5 by margin_mse, 3e-4 by info_nce")
+    document: float = Field(ge=0, description="weight for documents; SPLADE v2: 0.08 to 0.4, 1e-4")
+    ramp_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps until they are full; null = a third of the run (SPLADE: 50,000)",
+    )
+
+
 class Loss(BaseModel):
-    """What all losses have."""
+    """What all losses of vectors have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     matryoshka: Matryoshka | None = Field(default=None, description="the loss at several widths; null: at the full one")
+    flops: FlopsRegularisation | None = Field(
+        default=None, description="keep the vectors of a sparse recipe sparse; null: nothing does"
+    )
 
 
 class InfoNce(Loss):
@@ -76,6 +95,11 @@ class InfoNce(Loss):
     hardness: HardnessWeighting | None = Field(default=None, description="null: all negatives weigh the same")
     own_negative_weight: float = Field(default=0.0, description="added to the logits of a row's own hard negatives")
     similarity: Literal["cosine", "dot"] = Field(default="cosine", description="of vectors")
+    template_denoising: bool = Field(
+        default=False,
+        description="of texts, whose two views are read with the query's and the document's prompt: take out what the "
+        "prompt by itself gives (PromptBERT, arXiv 2201.04337)",
+    )
 
 
 class Triplet(Loss):
@@ -204,7 +228,9 @@ Objective = Annotated[
     | ListMle
     | TeacherCosine
     | TeacherMse
-    | Stella,
+    | Stella
+    | Mntp
+    | CausalLm,
     Field(discriminator="loss"),
 ]
 
@@ -232,6 +258,9 @@ def fault_of(objective: Objective, training_set: TrainingSet) -> str | None:
         if training_set.num_documents < 2:
             return f"the loss {objective.loss} compares a row's documents: give triples or lists"
         return None
+    if isinstance(objective, LanguageLoss):
+        fits_language = kind == "texts" or (kind == "pairs" and isinstance(objective, CausalLm))
+        return None if fits_language else f"the loss {objective.loss} does not fit {kind}; texts do"
     has_label = training_set.columns.label is not None
     fits = {
         "pairs": isinstance(objective, InfoNce),
@@ -248,6 +277,8 @@ def fault_of(objective: Objective, training_set: TrainingSet) -> str | None:
     if isinstance(objective, SoftmaxClasses) and objective.matryoshka is not None:
         return "matryoshka does not go with the loss softmax, whose classifier has one width"
     if isinstance(objective, InfoNce):
+        if objective.template_denoising and kind != "texts":
+            return f"template_denoising is for texts, whose two views have two prompts, not for {kind}"
         if not training_set.has_in_batch_negatives and training_set.num_documents < 2:
             return "in_batch_negatives is off and rows have no hard negatives: nothing stands against a query"
         if not training_set.has_in_batch_negatives and objective.candidates != "info_nce":
@@ -260,3 +291,12 @@ def needs_other_rows(objective: Objective, training_set: TrainingSet) -> bool:
     return isinstance(objective, (CoSent, Angle)) or (
         isinstance(objective, InfoNce) and training_set.num_documents <= 1
     )
+
+
+def fault_of_sparse(objective: Objective, is_sparse: bool) -> str | None:
+    """Why a model with sparse vectors, or one without, cannot be trained with a loss; None where it can."""
+    if not is_sparse:
+        return "flops is for sparse recipes" if isinstance(objective, Loss) and objective.flops is not None else None
+    if not isinstance(objective, InfoNce | MarginMse) or objective.similarity != "dot":
+        return "sparse vectors are compared by their inner product: use info_nce or margin_mse with similarity: dot"
+    return "matryoshka is not for sparse vectors" if objective.matryoshka is not None else None

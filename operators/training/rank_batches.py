@@ -34,17 +34,26 @@ class ReadySet:
     config: TrainingSet
     rows: PreparedRows
     reader: Reader
-    twice: bool  # texts are read twice, for two vectors that differ by dropout (SimCSE)
+    views: tuple[Role, ...] = ("query",)
+    """How each of `texts` is read: once, or twice for two vectors of it that differ by dropout or prompt (SimCSE)."""
     said: Said = field(default_factory=lambda: Said())
+    continues: bool = False
+    """Of pairs: the positive is to be said after the query (language modelling)."""
 
     def texts(self, table: pa.Table) -> tuple[list[str], list[Role]]:
         """All texts of rows, queries first, and the role of each."""
         queries = table["query"].to_pylist()
         if self.config.kind == "texts":
-            texts = queries * (2 if self.twice else 1)
-            return texts, _roles("query", len(texts))
+            return queries * len(self.views), [role for role in self.views for _ in queries]
         documents = pc.list_flatten(table["documents"]).to_pylist()
-        return queries + documents, _roles("query", len(queries)) + _roles("document", len(documents))
+        return queries + documents, [*_roles("query", len(queries)), *_roles("document", len(documents))]
+
+    def tokenized(self, table: pa.Table) -> Tokenized:
+        """The same as tokens; of pairs that are continued, one text for each."""
+        texts, roles = self.texts(table)
+        if self.continues:
+            return self.reader.continuations(texts[: table.num_rows], texts[table.num_rows :])
+        return self.reader(texts, roles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +84,22 @@ class RankBatch:
     micro_batches: MicroBatches
     facts: RowFacts
     num_tokens: int
+    beside: RankBatch | None = None  # texts to generate in the same step (GRIT)
 
 
 class RankBatches:
     """The batches of a rank from any step on, the next one read while one is trained on."""
 
-    def __init__(self, plan: BatchPlan, sets: Sequence[ReadySet], rank: int, world_size: int, pass_tokens: int) -> None:
-        self._plan, self._sets = plan, sets
+    def __init__(
+        self,
+        plan: BatchPlan,
+        sets: Sequence[ReadySet],
+        rank: int,
+        world_size: int,
+        pass_tokens: int,
+        beside: RankBatches | None = None,
+    ) -> None:
+        self._plan, self._sets, self._beside = plan, sets, beside
         self._rank, self._world_size, self._pass_tokens = rank, world_size, pass_tokens
 
     def __call__(self, first_step: int, num_steps: int) -> Iterator[RankBatch]:
@@ -106,14 +124,15 @@ class RankBatches:
         own = rank_slice(num_rows, self._rank, self._world_size)
         ready = self._sets[planned.set_index]
         table = ready.rows.take(planned.rows_B[own])
-        texts, roles = ready.texts(table)
-        tokenized = ready.reader(texts, roles)
+        tokenized = ready.tokenized(table)
         lengths_N = np.array([len(ids) for ids in tokenized.ids], np.int64)
         slices = [rank_slice(num_rows, rank, self._world_size) for rank in range(self._world_size)]
         ranks = RankRows(tuple(one.stop - one.start for one in slices), self._rank)
         facts = _facts(table, ready, planned.rows_B[own], ranks)
         cut = micro_batches(lengths_N, self._pass_tokens)
-        return RankBatch(planned, tokenized, cut, facts, int(lengths_N.sum()))
+        beside = None if self._beside is None else self._beside.read(step)
+        num_tokens = int(lengths_N.sum()) + (0 if beside is None else beside.num_tokens)
+        return RankBatch(planned, tokenized, cut, facts, num_tokens, beside)
 
 
 def _roles(role: Role, count: int) -> list[Role]:

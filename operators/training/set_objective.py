@@ -101,7 +101,7 @@ class SetObjective(torch.nn.Module):
         def objective(parts: Representations) -> torch.Tensor:
             return self._loss(parts[0], parts[1], facts)
 
-        assert isinstance(self._config, Loss), "losses by vectors have none"
+        assert isinstance(self._config, Loss), "losses by vectors, and of single tokens, have none"
         widths = self._config.matryoshka
         if widths is None:
             return objective(representations)
@@ -109,7 +109,7 @@ class SetObjective(torch.nn.Module):
 
     def _loss(self, queries_bD: torch.Tensor, documents_bKD: torch.Tensor, facts: RowFacts) -> torch.Tensor:
         config, share = self._config, facts.rows.share
-        assert not isinstance(config, VectorLoss), "which compare no documents"
+        assert isinstance(config, Loss), "others compare no documents"
         first_bD = documents_bKD[:, 0]
         match config:
             case InfoNce():

@@ -1,9 +1,9 @@
 """One step of a training: a rank's batch in, trained weights and the step's figures out.
 
-    texts -> micro-batches -> vectors -> share of the loss -> gradients, summed over ranks -> clipped -> AdamW
+    the passes of the batch's set -> share of the loss -> gradients, summed over ranks -> clipped -> AdamW
 
-Activations of at most `tokens` padded tokens are held at once; micro-batches beyond that are encoded twice (GradCache).
-Dropout is seeded by step, rank and micro-batch, so that a step is the same whenever it is done.
+What a set's passes are, operators.training.passes says. Dropout is seeded by step, rank and micro-batch, so that a step
+is the same whenever it is done.
 """
 
 from __future__ import annotations
@@ -12,22 +12,17 @@ import math
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from operators.embedder.batching import Batch
 from operators.errors import InputError
 from operators.training.batch_plan import PlannedBatch
 from operators.training.curve import StepMetrics
 from operators.training.encoder import Encoder
 from operators.training.gathering import sum_gradients, sum_over_ranks
-from operators.training.grad_cache import Tower, cached_backward
-from operators.training.micro_batches import MicroBatches
-from operators.training.mixing import key_of
 from operators.training.optimization import Optimization, make_optimizer, set_rate
+from operators.training.passes import Passes
 from operators.training.rank_batches import RankBatch
-from operators.training.set_objective import SetObjective
-from operators.training.sharding import agreed_passes, clip_gradients, is_sharded
+from operators.training.sharding import clip_gradients, is_sharded
 
 
 class TrainingDiverged(InputError):
@@ -43,22 +38,19 @@ class TrainingDiverged(InputError):
 
 
 class TrainStep:
-    """Trains an encoder, and the parameters that objectives have of their own, a step at a time."""
+    """Trains an encoder, and the parameters that losses have of their own, a step at a time."""
 
     def __init__(
         self,
         encoder: Encoder,
-        objectives: Sequence[SetObjective],
+        passes: Sequence[Passes],
         set_names: Sequence[str],
         optimization: Optimization,
         num_steps: int,
-        tokens: int,
-        seed: int,
     ) -> None:
-        self.encoder, self.objectives = encoder, objectives
+        self.encoder, self.passes = encoder, passes
         self._set_names, self._config, self._num_steps = set_names, optimization, num_steps
-        self._tokens, self._seed = tokens, seed
-        self.parameters = trained_parameters(encoder, objectives)
+        self.parameters = trained_parameters(encoder, passes)
         self.optimizer = make_optimizer(self.parameters, optimization)
 
     def __call__(self, batch: RankBatch) -> StepMetrics:
@@ -66,7 +58,8 @@ class TrainStep:
         clock = time.perf_counter()
         planned = batch.planned
         rate = self._config.rate(planned.step, self._num_steps)
-        loss = self._backward(batch)
+        with self.encoder.casts_shared():
+            loss = self.passes[planned.set_index](batch)
         sum_gradients(one for one in self.parameters.values() if not is_sharded(one))
         norm = clip_gradients(self.parameters.values(), self._config.max_gradient_norm)
         totals = torch.tensor([float(loss), float(batch.num_tokens)], dtype=torch.float64)
@@ -89,47 +82,12 @@ class TrainStep:
             seconds=time.perf_counter() - clock,
         )
 
-    def _backward(self, batch: RankBatch) -> torch.Tensor:
-        objective = self.objectives[batch.planned.set_index]
-        facts = batch.facts.to(self.encoder.device)
-        cut = batch.micro_batches
-        passes, num_texts = list(cut.rows), len(batch.tokenized.ids)
-        kept = kept_passes(cut, batch, self._tokens)
-        if self.encoder.is_sharded:
-            num_passes, kept = agreed_passes(len(passes), kept, self.encoder.device)
-            passes += [cut.rows[-1][-1:]] * (num_passes - len(passes))  # the shortest text, for the other ranks' sake
-        micro = [(self._dropout_seed(batch, number), batch.tokenized.batch(rows)) for number, rows in enumerate(passes)]
-        idle = np.arange(num_texts, num_texts + len(passes) - len(cut.rows))
-        rows_N = torch.from_numpy(np.concatenate([*cut.rows, idle])).to(self.encoder.device)
-        tower = Tower(self._encode, micro, rows_N)
-        with self.encoder.casts_shared():
-            return cached_backward([tower], lambda vectors: objective(vectors[0][:num_texts], facts), kept=kept)
 
-    def _encode(self, seeded: tuple[int, Batch]) -> torch.Tensor:
-        seed, batch = seeded
-        torch.manual_seed(seed)
-        vectors_BD: torch.Tensor = self.encoder(batch)
-        return vectors_BD
-
-    def _dropout_seed(self, batch: RankBatch, number: int) -> int:
-        return key_of("dropout", self._seed, batch.planned.step, batch.facts.rows.rank, number) >> 1  # 63 bits
-
-
-def trained_parameters(encoder: Encoder, objectives: Sequence[SetObjective]) -> dict[str, torch.nn.Parameter]:
+def trained_parameters(encoder: Encoder, passes: Sequence[Passes]) -> dict[str, torch.nn.Parameter]:
     """All parameters of a run by name, in the order that every rank has them."""
     own = {
         f"objectives.{number}.{name}": parameter
-        for number, objective in enumerate(objectives)
-        for name, parameter in objective.named_parameters()
+        for number, one in enumerate(passes)
+        for name, parameter in one.own_parameters.items()
     }
     return encoder.trained() | own
-
-
-def kept_passes(cut: MicroBatches, batch: RankBatch, tokens: int) -> int:
-    """How many of the last micro-batches keep their graph, beside the largest other one, in `tokens` padded tokens."""
-    sizes = [len(rows) * max(len(batch.tokenized.ids[row]) for row in rows) for rows in cut.rows]
-    if sum(sizes) <= tokens:
-        return len(sizes)
-    room = tokens - max(sizes)
-    fitting = np.cumsum(sizes[::-1]) <= room
-    return max(1, int(fitting.sum()))

@@ -11,19 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch.nn import functional
 
+from operators.training.language_config import Weighting
 from operators.training.objectives.representations import BLOCK_NUMBERS, full_precision, sum_over_blocks
 
 IGNORED = -100
 LARGE_VOCABULARY = 1 << 17  # for blocks of a head that does not tell its width: few models have more words
-
-Weighting = Literal["token", "sample", "sum_per_sample"]
-"""What counts alike: each token of the batch; each text, whatever its length; or, as in GritLM's runs of type `token`,
-each token, divided by the number of texts, so that longer texts make a larger loss."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,116 @@
+"""The job `train` with losses of language modelling: each run of a recipe goes on with the folder of the last one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import transformers
+import yaml
+from sentence_transformers import SentenceTransformer
+
+from operators.embedder.choice import load_embedder
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.spec import embedder_spec
+from operators.embedder.tokenizing import Tokenizer
+from tests.checkpoints import WORDS, tiny_decoder
+from tests.jobs.running import run_job, write_jsonl
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+RECIPES = Path("configs/models")
+
+
+def write_texts(folder: Path, count: int = 200) -> None:
+    """Texts with an order that can be learnt: each word follows the one before it in the vocabulary."""
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        start, length = int(rng.integers(len(WORDS))), int(rng.integers(4, 10))
+        words = [WORDS[(start + place) % len(WORDS)] for place in range(length)]
+        rows.append({"text": " ".join([*words, str(number)]), "half": " ".join([*words[::2], str(number)])})
+    write_jsonl(folder / "texts.jsonl", rows)
+
+
+def write_config(folder: Path, name: str, model: Path, sets: list[dict[str, Any]], **sections: Any) -> Path:
+    """A short run of `model` into `folder/name`."""
+    config = {
+        "model": str(model),
+        "sets": sets,
+        "batch": {"size": 32},
+        "steps": 16,
+        "optimization": {"learning_rate": 1e-2},
+        "evaluation": {"every": 8},
+        "output": {"path": str(folder / name)},
+        "compute": {"workers": 1, "cpus_per_worker": 1},
+        **sections,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    """The run's report."""
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return found
+
+
+@pytest.fixture
+def decoder(tmp_path: Path) -> Path:
+    tiny_decoder(tmp_path / "decoder", kind="llama", auto=transformers.AutoModelForCausalLM)
+    recipe = {"checkpoint": "decoder", "attention": "bidirectional", "pooling": "mean", "normalize": True}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "max_tokens": 64}))
+    write_texts(tmp_path)
+    return tmp_path / "recipe.yaml"
+
+
+def test_masked_next_tokens_then_simcse(decoder: Path, tmp_path: Path) -> None:
+    texts = {"name": "texts", "path": str(tmp_path / "texts.jsonl"), "kind": "texts"}
+    mntp = {**texts, "dev_fraction": 0.2, "objective": {"loss": "mntp", "mask_probability": 0.3}}
+    assert run_job("train", write_config(tmp_path, "mntp", decoder, [mntp])) == 0
+    report = report_of(tmp_path / "mntp")
+    main = "texts dev negative_loss"
+    assert report["after"][main] > report["before"][main] + 1, "masked words are found by those around them"
+    simcse = write_config(tmp_path, "simcse", tmp_path / "mntp" / "model", [texts], evaluation=None)
+    assert run_job("train", simcse) == 0
+    losses = report_of(tmp_path / "simcse")["curve"]["steps"]["loss"]
+    assert losses[-1] < losses[0]
+    model = tmp_path / "simcse" / "model"
+    config = json.loads((model / "config.json").read_text())
+    assert config["is_causal"] is False
+    assert config["architectures"] == ["LlamaModel"], "a run without language modelling leaves the head out"
+    spec = embedder_spec(str(model), EmbedderConfig(), RECIPES)
+    some = ["time people year", "hand part place of the world"]
+    ours = load_embedder(spec)(Tokenizer(spec)(pa.array(some)).input_ids).values_ND
+    np.testing.assert_allclose(ours, SentenceTransformer(str(model), device="cpu").encode(some), atol=1e-4)
+
+
+def test_one_model_embeds_and_generates(decoder: Path, tmp_path: Path) -> None:
+    """GRIT: its folder generates by transformers, as well as its held-back loss says, and embeds here."""
+    path = str(tmp_path / "texts.jsonl")
+    columns = {"query": "half", "positive": "text"}
+    pairs = {"name": "pairs", "path": path, "kind": "pairs", "dev_fraction": 0.2, "columns": columns}
+    said = {"name": "said", "path": path, "kind": "texts", "dev_fraction": 0.2}
+    config = write_config(tmp_path, "grit", decoder, [pairs], generation={"sets": [said], "size": 16, "balance": 1.0})
+    assert run_job("train", config) == 0
+    report = report_of(tmp_path / "grit")
+    assert next(iter(report["before"])) == "pairs dev ndcg_at_10"
+    for name in ("pairs dev ndcg_at_10", "said dev negative_loss"):
+        assert report["after"][name] > report["before"][name], name
+    folder = tmp_path / "grit" / "model"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids_1L = tokenizer("time people year", return_tensors="pt").input_ids
+    with torch.no_grad():
+        short, whole = (model(input_ids=ids[None]).logits[0] for ids in (ids_1L[0, :3], ids_1L[0]))
+    torch.testing.assert_close(whole[:3], short)  # causal
+    assert len(model.generate(ids_1L, max_new_tokens=2, do_sample=False)[0]) > ids_1L.shape[1]
+    spec = embedder_spec(str(folder), EmbedderConfig(), RECIPES)
+    assert spec.recipe.attention == "bidirectional"
+    load_embedder(spec)  # whose self-test sees to its attention
+    assert not (folder / "modules.json").exists(), "which has no word for two attentions"
