@@ -18,7 +18,7 @@ from operators.embedder.choice import load_embedder
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
 from operators.embedder.tokenizing import Tokenizer
-from tests.checkpoints import WORDS, tiny_decoder
+from tests.checkpoints import WORDS, tiny_bert, tiny_decoder, tiny_nv_embed
 from tests.jobs.running import run_job, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -114,3 +114,57 @@ def test_one_model_embeds_and_generates(decoder: Path, tmp_path: Path) -> None:
     assert spec.recipe.attention == "bidirectional"
     load_embedder(spec)  # whose self-test sees to its attention
     assert not (folder / "modules.json").exists(), "which has no word for two attentions"
+
+
+def test_splade_makes_a_folder_of_sparse_vectors(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "bert", auto=transformers.AutoModelForMaskedLM)
+    recipe = {"checkpoint": "bert", "pooling": "none", "sparse": {"head": "mlm"}, "normalize": False, "max_tokens": 32}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    write_texts(tmp_path)
+    columns = {"query": "half", "positive": "text"}
+    pairs = {"name": "pairs", "path": str(tmp_path / "texts.jsonl"), "kind": "pairs", "columns": columns}
+    flops = {"query": 0.01, "document": 0.01, "ramp_steps": 8}
+    objective = {"loss": "info_nce", "similarity": "dot", "temperature": 1.0, "flops": flops}
+    sets = [{**pairs, "dev_fraction": 0.2, "objective": objective}]
+    assert run_job("train", write_config(tmp_path, "splade", tmp_path / "recipe.yaml", sets)) == 0
+    report = report_of(tmp_path / "splade")
+    assert report["after"]["pairs dev ndcg_at_10"] > report["before"]["pairs dev ndcg_at_10"]
+    entries = [sparse_of(path).lengths_N.mean() for path in (tmp_path / "recipe.yaml", tmp_path / "splade" / "model")]
+    assert entries[1] < entries[0], "the regularisation leaves fewer entries"
+
+
+def sparse_of(model: Path) -> Any:
+    spec = embedder_spec(str(model), EmbedderConfig(), RECIPES)
+    found = load_embedder(spec)(Tokenizer(spec)(pa.array(["time people year", "the hand of the world"])).input_ids)
+    assert found.sparse is not None
+    return found.sparse
+
+
+def test_the_two_stages_of_nv_embed(tmp_path: Path) -> None:
+    """Stage 2 goes on with the folder of stage 1, and its rows are not contrasted with each other."""
+    (tmp_path / "nv").mkdir()
+    tiny_nv_embed(tmp_path / "nv")
+    fields = yaml.safe_load((RECIPES / "nv-embed-v2.yaml").read_text())
+    fields |= {"checkpoint": "nv", "max_tokens": 64, "compute_dtype": "float32"}
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump({**fields, "latent_attention": {**fields["latent_attention"], "heads": 2}})
+    )
+    write_texts(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    other = [*rows[7:], *rows[:7]]
+    triples = [{**row, "negative": no["text"]} for row, no in zip(rows, other, strict=True)]
+    write_jsonl(tmp_path / "triples.jsonl", triples)
+    columns = {"query": "half", "positive": "text"}
+    retrieval = {"name": "retrieval", "path": str(tmp_path / "triples.jsonl"), "kind": "triples", "columns": columns}
+    tuning = {"lora": {"rank": 4}}
+    first = write_config(tmp_path, "first", tmp_path / "recipe.yaml", [retrieval], tuning=tuning, evaluation=None)
+    assert run_job("train", first) == 0
+    sets = [{**retrieval, "in_batch_negatives": False}]
+    second = write_config(tmp_path, "second", tmp_path / "first" / "model", sets, tuning=tuning, evaluation=None)
+    assert run_job("train", second) == 0
+    one, two = report_of(tmp_path / "first"), report_of(tmp_path / "second")
+    assert two["model"]["base_fingerprint"] == one["model"]["fingerprint"]
+    # 1 negative of a row's own: a loss of ln 2 where nothing is known; with 31 other rows' it begins far above
+    assert one["curve"]["steps"]["loss"][0] > 2 > two["curve"]["steps"]["loss"][0]
+    spec = embedder_spec(str(tmp_path / "second" / "model"), EmbedderConfig(role="query"), RECIPES)
+    load_embedder(spec)

@@ -1,0 +1,47 @@
+"""The example configs of `train`: every one is valid, and together they show every loss that has a recipe of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.command_line import load_config
+from jobs.train_config import TrainConfig
+from operators.embedder.recipe import load_recipe
+from operators.training.objective_config import InfoNce, fault_of_sparse
+
+CONFIGS = sorted(Path("configs/train").glob("*.yaml"))
+RECIPES = Path("configs/models")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_example_is_valid(path: Path) -> None:
+    config = load_config(TrainConfig, path, [])
+    assert config.output.path == f"out/{path.stem}"
+    if config.model.startswith("out/"):
+        return  # what another run leaves behind
+    recipe = load_recipe(config.model, RECIPES)
+    for training_set in config.sets:
+        assert fault_of_sparse(config.objective_of(training_set), recipe.sparse is not None) is None
+
+
+def test_stages_follow_each_other() -> None:
+    one, two, step_two = (
+        load_config(TrainConfig, Path("configs/train") / f"{name}.yaml", [])
+        for name in ("nv-embed-stage-1", "nv-embed-stage-2", "mntp-simcse")
+    )
+    assert two.model == f"{one.output.path}/model"
+    assert step_two.model == "out/mntp/model"
+    assert all(training_set.has_in_batch_negatives for training_set in one.sets)
+    assert not any(training_set.has_in_batch_negatives for training_set in two.sets)
+
+
+def test_the_examples_show_the_recipes() -> None:
+    configs = [load_config(TrainConfig, path, []) for path in CONFIGS]
+    losses = [config.objective_of(one) for config in configs for one in config.sets]
+    assert {"info_nce", "mntp", "causal_lm", "cosent"} <= {loss.loss for loss in losses}
+    contrastive = [loss for loss in losses if isinstance(loss, InfoNce)]
+    for shown in ("matryoshka", "flops", "template_denoising"):
+        assert any(getattr(loss, shown) for loss in contrastive), shown
+    assert any(config.generation is not None for config in configs)
