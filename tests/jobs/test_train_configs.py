@@ -1,4 +1,4 @@
-"""The example configs of `train`: every one is valid, and together they show every loss that has a recipe of its own."""
+"""The example configs of `train`: every one is valid, and together they show the losses that have recipes."""
 
 from __future__ import annotations
 
