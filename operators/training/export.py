@@ -58,7 +58,8 @@ def export(encoder: Encoder, folder: Path, widths: Sequence[int] = ()) -> None:
 def _save_model(encoder: Encoder, trunk: transformers.PreTrainedModel, folder: Path) -> None:
     whole = encoder.language_model
     if whole is None:
-        trunk.save_pretrained(folder)
+        # of a part of a checkpoint transformers would write the names that it had there
+        trunk.save_pretrained(folder, save_original_format=encoder.spec.recipe.trunk is None)
         return
     if _changes_attention(encoder):
         whole.config.is_causal = True  # whoever generates reads config.json alone; embedders read the recipe

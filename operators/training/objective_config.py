@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from operators.training.flops_config import FlopsRegularisation
 from operators.training.language_config import CausalLm, LanguageLoss, Mntp
 
 if TYPE_CHECKING:
@@ -52,20 +53,6 @@ class HardnessWeighting(BaseModel):
 
     strength: float = Field(ge=0, description="a negative of cosine c weighs exp(strength * c)")
     of: Literal["in_batch", "hard", "all"] = Field(default="all", description="which negatives")
-
-
-class FlopsRegularisation(BaseModel):
-    """What keeps sparse vectors sparse (arXiv 2004.05665), ramped up quadratically (SPLADE, arXiv 2107.05720)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    query: float = Field(ge=0, description="weight for queries; SPLADE v2: 0.1 to 0.5 by margin_mse, 3e-4 by info_nce")
-    document: float = Field(ge=0, description="weight for documents; SPLADE v2: 0.08 to 0.4, 1e-4")
-    ramp_steps: int | None = Field(
-        default=None,
-        ge=1,
-        description="steps until they are full; null = a third of the run (SPLADE: 50,000)",
-    )
 
 
 class Loss(BaseModel):

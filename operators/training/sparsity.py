@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from operators.training.flops_config import FlopsRegularisation
 from operators.training.gathering import RankRows, sum_over_ranks
-from operators.training.objective_config import FlopsRegularisation
 from operators.training.objectives.sparse import flops_of_means, quadratic_ramp
 
 

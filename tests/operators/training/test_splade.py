@@ -26,11 +26,11 @@ from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.training.encoder import Encoder, Reader, Role
 from operators.training.export import export
+from operators.training.flops_config import FlopsRegularisation
 from operators.training.gathering import RankRows
 from operators.training.grad_cache import Tower, cached_backward
 from operators.training.objective_config import (
     CoSent,
-    FlopsRegularisation,
     InfoNce,
     MarginMse,
     Objective,
