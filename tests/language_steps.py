@@ -16,6 +16,7 @@ from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.training.batch_plan import BatchPlan, PlannedSet
 from operators.training.encoder import Encoder, Reader, Role
+from operators.training.flops_config import FlopsRegularisation
 from operators.training.language_config import CausalLm, LanguageLoss, Mntp
 from operators.training.language_passes import LanguagePasses
 from operators.training.objective_config import InfoNce
@@ -24,6 +25,7 @@ from operators.training.passes import GritPasses, Passes, VectorPasses
 from operators.training.rank_batches import RankBatches, ReadySet
 from operators.training.set_objective import SetObjective
 from operators.training.sets import TrainingSet
+from operators.training.sparsity import Sparsity
 from operators.training.step import TrainStep
 from operators.training.tuning import Tuning
 from tests.checkpoints import WORDS
@@ -107,12 +109,26 @@ def make_step(folder: Path, loss: str, pass_tokens: int = 128) -> tuple[TrainSte
 
 def steps_on_this_rank() -> dict[str, Any]:
     """What a run of each loss comes to."""
-    return {loss: run_steps(Path(os.environ[FOLDER]), loss) for loss in GENERATIVE}
+    folder = Path(os.environ[FOLDER])
+    found = {loss: run_steps(*make_step(folder, loss)) for loss in GENERATIVE}
+    return {**found, "splade": run_steps(*make_sparse_step(folder))}
 
 
-def run_steps(folder: Path, loss: str) -> dict[str, Any]:
+def make_sparse_step(folder: Path) -> tuple[TrainStep, RankBatches]:
+    """The same of SPLADE, of `folder/splade.yaml`."""
+    spec = embedder_spec(str(folder / "splade.yaml"), EmbedderConfig(), RECIPES)
+    encoder = Encoder(spec, STILL, torch.device("cpu"))
+    flops = FlopsRegularisation(query=0.02, document=0.01, ramp_steps=3)
+    config = InfoNce(similarity="dot", temperature=1.0, flops=flops)
+    pairs = ready_set(folder, spec, "pairs", "pairs", ("query",))
+    objective = SetObjective(config, pairs.config, encoder.width)
+    passes = VectorPasses(encoder, objective, 4096, 7, Sparsity(flops, NUM_STEPS))
+    step = TrainStep(encoder, [passes], ["set"], Optimization(learning_rate=1e-3, warmup=2), NUM_STEPS)
+    return step, batches_of([pairs], 9, 128, None)
+
+
+def run_steps(step: TrainStep, batches: RankBatches) -> dict[str, Any]:
     """Losses, gradient norms and the weights after them."""
-    step, batches = make_step(folder, loss)
     metrics = [step(batch) for batch in batches(0, NUM_STEPS)]
     return {
         "losses": [one.loss for one in metrics],
