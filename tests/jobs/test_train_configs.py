@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pydantic
 import pytest
 
 from jobs.command_line import load_config
@@ -45,3 +47,22 @@ def test_the_examples_show_the_recipes() -> None:
     for shown in ("matryoshka", "flops", "template_denoising"):
         assert any(getattr(loss, shown) for loss in contrastive), shown
     assert any(config.generation is not None for config in configs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": {"loss": "mntp"}}, "the loss mntp does not fit pairs; texts do"),
+        ({"objective": {"loss": "info_nce", "template_denoising": True}}, "template_denoising is for texts"),
+        ({"generation": {"sets": [{"name": "a", "path": "a.jsonl", "kind": "texts"}]}}, "each has a name of its own"),
+        ({"generation": {"sets": [{"name": "b", "path": "b.jsonl", "kind": "triples"}]}}, "causal_lm does not fit"),
+        (
+            {"generation": {"sets": [{"name": "b", "path": "b", "kind": "texts", "objective": {"loss": "mntp"}}]}},
+            "leave out objective",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+    pairs = {"name": "a", "path": "a.jsonl", "kind": "pairs"}
+    with pytest.raises(pydantic.ValidationError, match=message):
+        TrainConfig.model_validate({"model": "minilm", "sets": [pairs], "output": {"path": "out"}, **changes})
