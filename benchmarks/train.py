@@ -73,6 +73,7 @@ def train_ours(arguments: argparse.Namespace, folder: Path) -> Iterator[int]:
     from operators.training.export import export
     from operators.training.objective_config import InfoNce
     from operators.training.optimization import Optimization
+    from operators.training.passes import VectorPasses
     from operators.training.rank_batches import RankBatches, ReadySet
     from operators.training.set_objective import SetObjective
     from operators.training.step import TrainStep
@@ -82,17 +83,11 @@ def train_ours(arguments: argparse.Namespace, folder: Path) -> Iterator[int]:
     spec = embedder_spec(arguments.model, EmbedderConfig(max_tokens=arguments.max_tokens), RECIPES)
     encoder = Encoder(spec, Tuning(precision=arguments.precision), torch.device("cpu"))
     optimization = Optimization(learning_rate=arguments.rate, weight_decay=WEIGHT_DECAY, warmup=WARMUP)
-    step = TrainStep(
-        encoder,
-        [SetObjective(InfoNce(temperature=TEMPERATURE), chosen, spec.dim)],
-        ["pairs"],
-        optimization,
-        arguments.steps,
-        arguments.tokens,
-        SEED,
-    )
+    objective = SetObjective(InfoNce(temperature=TEMPERATURE), chosen, spec.dim)
+    passes = VectorPasses(encoder, objective, arguments.tokens, SEED)
+    step = TrainStep(encoder, [passes], ["pairs"], optimization, arguments.steps)
     reader = Reader({"query": spec, "document": spec})
-    sets = [ReadySet(chosen, rows, reader, twice=False)]
+    sets = [ReadySet(chosen, rows, reader)]
     for batch in RankBatches(batch_plan(rows, arguments), sets, 0, 1, 2048)(0, arguments.steps):
         yield step(batch).rows
     export(encoder, folder)

@@ -41,6 +41,7 @@ from operators.training.gathering import RankRows
 from operators.training.micro_batches import micro_batches
 from operators.training.objective_config import InfoNce
 from operators.training.optimization import Optimization
+from operators.training.passes import VectorPasses
 from operators.training.rank_batches import RankBatch
 from operators.training.set_objective import RowFacts, SetObjective
 from operators.training.sets import TrainingSet
@@ -123,7 +124,8 @@ def train_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     training_set = TrainingSet.model_validate({"name": "pairs", "path": "none", "kind": "pairs"})
     objective = SetObjective(InfoNce(temperature=TEMPERATURE), training_set, spec.dim).to(device)
     optimization = Optimization(learning_rate=1e-5)
-    step = TrainStep(encoder, [objective], ["pairs"], optimization, arguments.steps, arguments.tokens, seed=0)
+    passes = VectorPasses(encoder, objective, arguments.tokens, seed=0)
+    step = TrainStep(encoder, [passes], ["pairs"], optimization, arguments.steps)
     reader = Reader({"query": spec, "document": spec})
     _reset_peak(device)
     seconds = []

@@ -51,6 +51,7 @@ def measure(arguments: argparse.Namespace, batch: int, folder: Path) -> None:
     from operators.training.encoder import Encoder, Reader
     from operators.training.objective_config import InfoNce
     from operators.training.optimization import Optimization
+    from operators.training.passes import VectorPasses
     from operators.training.prepared import PreparedRows, prepare_unit, write_manifest
     from operators.training.rank_batches import RankBatches, ReadySet
     from operators.training.set_objective import SetObjective
@@ -69,10 +70,10 @@ def measure(arguments: argparse.Namespace, batch: int, folder: Path) -> None:
     rows = PreparedRows(home, manifest, "train", Cache.at(None))
     spec = embedder_spec(arguments.model, EmbedderConfig(max_tokens=64), RECIPES)
     encoder = Encoder(spec, Tuning(precision=arguments.precision), torch.device("cpu"))
-    objective = SetObjective(InfoNce(), chosen, spec.dim)
-    step = TrainStep(encoder, [objective], ["pairs"], Optimization(), 2, arguments.tokens, SEED)
+    passes = VectorPasses(encoder, SetObjective(InfoNce(), chosen, spec.dim), arguments.tokens, SEED)
+    step = TrainStep(encoder, [passes], ["pairs"], Optimization(), 2)
     plan = BatchPlan([PlannedSet("pairs", len(rows), None, rows.hashes)], batch, SEED)
-    sets = [ReadySet(chosen, rows, Reader({"query": spec, "document": spec}), twice=False)]
+    sets = [ReadySet(chosen, rows, Reader({"query": spec, "document": spec}))]
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter()
     tokens = sum(step(one).tokens for one in RankBatches(plan, sets, 0, 1, 2048)(0, 2))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

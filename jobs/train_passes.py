@@ -18,11 +18,12 @@ from operators.training.sets import TrainingSet
 from operators.training.sparsity import Sparsity
 
 
-def load_encoder(run: TrainRun, device: torch.device) -> Encoder:
-    """The model to begin with, with its head over the vocabulary where a loss asks for it."""
+def load_encoder(run: TrainRun, device: torch.device, sharded: bool = True) -> Encoder:
+    """The model to begin with, with its head over the vocabulary where a loss asks for it; whole, if not `sharded`."""
     losses = [run.config.objective_of(one) for one in run.config.sets]
     language = run.config.generation is not None or any(isinstance(one, LanguageLoss) for one in losses)
-    return Encoder(run.spec, run.config.tuning, device, language)
+    tuning = run.config.tuning if sharded else run.config.tuning.model_copy(update={"sharding": "none"})
+    return Encoder(run.spec, tuning, device, language)
 
 
 def set_passes(run: TrainRun, encoder: Encoder, readers: Sequence[Reader]) -> list[Passes]:

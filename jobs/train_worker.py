@@ -150,7 +150,7 @@ class TrainWorker:
         self._recorder.close(finished=True)
         peak = peak_bytes(encoder.device)
         if encoder.is_sharded:
-            encoder = load_encoder(run, torch.device("cpu"), sharding="none")
+            encoder = load_encoder(run, torch.device("cpu"), sharded=False)
             parameters = trained_parameters(encoder, self._step.passes)
         if kept != done or encoder is not self._step.encoder:
             load_weights(run, parameters, kept)

@@ -66,9 +66,7 @@ class DenoisingPasses:
             share: torch.Tensor = self._objective(self._encoder.finished(torch.cat(parts)), facts)
             return share
 
-        texts = text_tower(
-            self._encoder.pooled, self._encoder.device, batch, self._seed, len(batch.micro_batches.rows)
-        )
+        texts = text_tower(self._encoder.pooled, self._encoder.device, batch, self._seed, len(batch.micro_batches.rows))
         templates = [self._template_tower(batch, *view) for view in zip((0, 1), lengths, strict=True)]
         num_passes = sum(len(tower.micro_batches) for tower in templates)
         kept = kept_passes(batch.micro_batches, batch, self._tokens) + num_passes

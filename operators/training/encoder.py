@@ -130,7 +130,7 @@ class Encoder(torch.nn.Module):
         is_quantized = tuning.lora is not None and tuning.lora.quantized is not None
         whole = language or recipe.sparse is not None
         if whole and (self.is_sharded or is_quantized):
-            raise InputError("take tuning.sharding and quantized out: a head over the vocabulary is trained without them")
+            raise InputError("take tuning.sharding and lora.quantized out: a head over the vocabulary has neither")
         if self.is_sharded:
             mesh = rank_mesh(device)
             with one_rank_at_a_time(device):

@@ -64,7 +64,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def backward_only(step: TrainStep, batch: Any) -> float:
     """The loss of a batch, whose gradients stay."""
-    return float(step._passes[0](batch))
+    return float(step.passes[0](batch))
 
 
 def assert_same_gradients(step: TrainStep, expected: dict[str, torch.Tensor]) -> None:
@@ -92,7 +92,7 @@ def test_causal_loss_is_that_of_transformers(folder: Path, pass_tokens: int) -> 
 def test_mntp_is_the_loss_of_transformers_with_every_token_seen(folder: Path) -> None:
     step, batches = make_step(folder, "mntp", 32)
     batch = batches.read(0)
-    passes: Any = step._passes[0]
+    passes: Any = step.passes[0]
     exercises = list(passes._exercises(batch.tokenized, 0, 0))
     chosen = np.concatenate([one.labels_n != IGNORED for one in exercises])
     assert 0.3 < chosen.mean() < 0.7, "half of the tokens are masked"
