@@ -140,11 +140,13 @@ def test_what_is_wrong_is_said(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_job("train", write_train_config(finished, steps=3)) == 2
     assert "give output.path another folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_and_keeps_its_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     optimization = {"learning_rate": 1e30, "warmup": 0, "max_gradient_norm": 1e30}
     assert run_job("train", write_train_config(tmp_path, optimization=optimization)) == 2

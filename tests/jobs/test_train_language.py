@@ -69,6 +69,7 @@ def decoder(tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
 
 
+@pytest.mark.slow
 def test_masked_next_tokens_then_simcse(decoder: Path, tmp_path: Path) -> None:
     texts = {"name": "texts", "path": str(tmp_path / "texts.jsonl"), "kind": "texts"}
     mntp = {**texts, "dev_fraction": 0.2, "objective": {"loss": "mntp", "mask_probability": 0.3}}
@@ -116,6 +117,7 @@ def test_one_model_embeds_and_generates(decoder: Path, tmp_path: Path) -> None:
     assert not (folder / "modules.json").exists(), "which has no word for two attentions"
 
 
+@pytest.mark.slow
 def test_splade_makes_a_folder_of_sparse_vectors(tmp_path: Path) -> None:
     tiny_bert(tmp_path / "bert", auto=transformers.AutoModelForMaskedLM)
     recipe = {"checkpoint": "bert", "pooling": "none", "sparse": {"head": "mlm"}, "normalize": False, "max_tokens": 32}
@@ -142,6 +144,7 @@ def sparse_of(model: Path) -> Any:
     return found.sparse
 
 
+@pytest.mark.slow
 def test_the_two_stages_of_nv_embed(tmp_path: Path) -> None:
     """Stage 2 goes on with the folder of stage 1, and its rows are not contrasted with each other."""
     (tmp_path / "nv").mkdir()

@@ -61,6 +61,7 @@ def test_sets_that_teach_nothing_are_refused(
     assert not (tmp_path / "out" / "run.json").exists()  # mended, the config may have the same folder
 
 
+@pytest.mark.slow
 def test_bad_rows_are_counted_in_the_report_and_large_ones_cut(tmp_path: Path) -> None:
     huge = "word " * 200_000
     rows = [
