@@ -41,6 +41,7 @@ def write_distill_config(folder: Path, **sections: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_student_learns_what_its_teacher_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_distill_config(tmp_path)
     assert run_job("distill", config) == 0

@@ -56,7 +56,7 @@ def prepared_set(source: str, output: str, options: dict[str, Any] | None = None
     shared = {"storage_options": options or {}}
     chosen = {"name": "triples", "path": source, "kind": "triples", "dev_fraction": 0.1, **shared, **settings}
     values = {"sets": [chosen], "batch": {"size": 16}, "output": {"path": output, **shared}}
-    return prepare_sets(check_config(TrainConfig, values, []))[0]
+    return prepare_sets(check_config(TrainConfig, {"model": "minilm", **values}, []))[0]
 
 
 def lines(rows: list[dict[str, Any]]) -> bytes:

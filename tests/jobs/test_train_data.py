@@ -59,7 +59,7 @@ def config_of(source: str, output: str, options: dict[str, Any] | None = None, *
         {"name": "pairs", "path": f"{source}/pairs-*", "kind": "pairs", "dev_fraction": 0.1, **shared},
         {"name": "triples", "path": f"{source}/triples.jsonl", "kind": "triples", **shared},
     ]
-    values = {"sets": sets, "batch": {"size": 16}, "output": {"path": output, **shared}, **sections}
+    values = {"model": "minilm", "sets": sets, "batch": {"size": 16}, "output": {"path": output, **shared}, **sections}
     return check_config(TrainConfig, values, [])
 
 

@@ -91,6 +91,7 @@ def test_masked_next_tokens_then_simcse(decoder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, SentenceTransformer(str(model), device="cpu").encode(some), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_model_embeds_and_generates(decoder: Path, tmp_path: Path) -> None:
     """GRIT: its folder generates by transformers, as well as its held-back loss says, and embeds here."""
     path = str(tmp_path / "texts.jsonl")
