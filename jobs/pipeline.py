@@ -79,17 +79,7 @@ def embedded_rows(work: Iterable[Work], setup: Setup, last: Callable[[pa.Table],
             num_cpus=TOKENIZE_CPUS,
             compute=tasks,
         )
-        .map_batches(
-            EmbedWorker,
-            fn_constructor_args=(setup,),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=EMBED_CPU_SHARE * compute.cpus_per_worker,
-            num_gpus=compute.gpus_per_worker or None,
-            memory=compute.memory_per_worker_bytes,
-            runtime_env={"env_vars": COMPUTE_VARIABLES},
-        )
+        .map_batches(EmbedWorker, fn_constructor_args=(setup,), **model_stage(compute, pool))
         .map_batches(
             last,
             batch_size=1,
@@ -112,6 +102,19 @@ def configure_ray_data() -> None:
     context.issue_detectors_config.detectors = []  # their advice on memory= comes every 30 s
     # Ray counts the blocks that go in; one of ours becomes as many fragments as its file has.
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)
+
+
+def model_stage(compute: Compute, pool: ray.data.ActorPoolStrategy) -> dict[str, Any]:
+    """How a stage is mapped whose workers hold a model: one row a call, on a pool."""
+    return {
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "compute": pool,
+        "num_cpus": EMBED_CPU_SHARE * compute.cpus_per_worker,
+        "num_gpus": compute.gpus_per_worker or None,
+        "memory": compute.memory_per_worker_bytes,
+        "runtime_env": {"env_vars": COMPUTE_VARIABLES},
+    }
 
 
 def actor_pool(compute: Compute) -> ray.data.ActorPoolStrategy:

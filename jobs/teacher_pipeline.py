@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator
 
 import ray.data
 
-from cluster.environment import COMPUTE_VARIABLES
 from jobs.config import Compute
-from jobs.pipeline import EMBED_CPU_SHARE, TOKENIZE_CPUS, WRITE_CPUS, actor_pool, configure_ray_data
+from jobs.pipeline import TOKENIZE_CPUS, WRITE_CPUS, actor_pool, configure_ray_data, model_stage
 from jobs.teacher_work import Wanted
 from jobs.teacher_workers import Setup, TeacherWorker, read, record_from_row, work_row, write
 from jobs.workers import RemoteLedger
@@ -38,17 +37,7 @@ def said_pieces(
             num_cpus=TOKENIZE_CPUS,
             compute=tasks,
         )
-        .map_batches(
-            TeacherWorker,
-            fn_constructor_args=(setup,),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=EMBED_CPU_SHARE * compute.cpus_per_worker,
-            num_gpus=compute.gpus_per_worker or None,
-            memory=compute.memory_per_worker_bytes,
-            runtime_env={"env_vars": COMPUTE_VARIABLES},
-        )
+        .map_batches(TeacherWorker, fn_constructor_args=(setup,), **model_stage(compute, pool))
         .map_batches(
             functools.partial(write, setup=setup),
             batch_size=1,

@@ -69,7 +69,7 @@ class DenoisingPasses:
         texts = text_tower(self._encoder.pooled, self._encoder.device, batch, self._seed, len(batch.micro_batches.rows))
         templates = [self._template_tower(batch, *view) for view in zip((0, 1), lengths, strict=True)]
         num_passes = sum(len(tower.micro_batches) for tower in templates)
-        kept = kept_passes(batch.micro_batches, batch, self._tokens) + num_passes
+        kept = kept_passes(batch, self._tokens) + num_passes
         return cached_backward([texts, *templates], lambda vectors: loss(list(vectors)), kept=kept)
 
     def _template_tower(self, batch: RankBatch, view: int, lengths_S: torch.Tensor) -> Tower:

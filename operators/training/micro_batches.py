@@ -29,12 +29,8 @@ class MicroBatches:
         parts_ND = torch.cat(list(parts_D))
         return parts_ND[order.to(parts_ND.device)]
 
-    def split(self, values_ND: Tensor) -> list[Tensor]:
-        """The values of each micro-batch, of values in the texts' own order (such as gradients)."""
-        return [values_ND[torch.from_numpy(rows).to(values_ND.device)] for rows in self.rows]
 
-
-def micro_batches(lengths_N: NDArray[np.int64], budget_tokens: int, most_texts: int | None = None) -> MicroBatches:
+def micro_batches(lengths_N: NDArray[np.int64], budget_tokens: int) -> MicroBatches:
     """Cut texts of so many tokens each (at least one) into micro-batches of at most `budget_tokens` padded tokens.
 
     A longer text is alone in its own. The longest come first, so that what does not fit in memory is found at once.
@@ -42,7 +38,5 @@ def micro_batches(lengths_N: NDArray[np.int64], budget_tokens: int, most_texts: 
     assert lengths_N.min(initial=1) > 0, "a text has a token: its end, or its prompt"
     found = plan(lengths_N, budget_tokens)
     rows = [found.order[start:end] for start, end in zip(found.cuts[:-1], found.cuts[1:], strict=True)]
-    if most_texts is not None:
-        rows = [part[i : i + most_texts] for part in rows for i in range(0, len(part), most_texts)]
     padded = sum(len(part) * int(lengths_N[part[0]]) for part in rows)
     return MicroBatches(tuple(rows), padded - int(lengths_N.sum()))

@@ -17,7 +17,6 @@ from operators.embedder.batching import Batch
 from operators.training.encoder import Encoder
 from operators.training.grad_cache import Tower, cached_backward
 from operators.training.language_passes import LanguagePasses
-from operators.training.micro_batches import MicroBatches
 from operators.training.mixing import key_of
 from operators.training.objectives.language import grit
 from operators.training.rank_batches import RankBatch
@@ -57,7 +56,7 @@ class VectorPasses:
             return share + self._sparsity(vectors_ND, facts.rows, batch.planned.step)
 
         num_texts, num_passes = len(batch.tokenized.ids), len(batch.micro_batches.rows)
-        kept = kept_passes(batch.micro_batches, batch, self._tokens)
+        kept = kept_passes(batch, self._tokens)
         if self._encoder.is_sharded:
             num_passes, kept = agreed_passes(num_passes, kept, self._encoder.device)
         tower = text_tower(self._encoder, self._encoder.device, batch, self._seed, num_passes)
@@ -101,9 +100,9 @@ def text_tower(
     return Tower(seeded_encode, micro, order_N)
 
 
-def kept_passes(cut: MicroBatches, batch: RankBatch, tokens: int) -> int:
+def kept_passes(batch: RankBatch, tokens: int) -> int:
     """How many of the last micro-batches keep their graph, beside the largest other one, in `tokens` padded tokens."""
-    sizes = [len(rows) * max(len(batch.tokenized.ids[row]) for row in rows) for rows in cut.rows]
+    sizes = [len(rows) * max(len(batch.tokenized.ids[row]) for row in rows) for rows in batch.micro_batches.rows]
     if sum(sizes) <= tokens:
         return len(sizes)
     room = tokens - max(sizes)
