@@ -1,8 +1,8 @@
 """Train and build an index in simulated time. Used by benchmarks.scale.
 
 The build is a discrete-event simulation. A node's builders share its network; each goes through the phases of
-`jobs.index_workers.build` one after the other, as the code does (it does not read ahead). Nodes die and come back, with
-an empty cache; what they were building begins anew elsewhere.
+`jobs.indexing.workers.build` one after the other, as the code does (it does not read ahead). Nodes die and come back,
+with an empty cache; what they were building begins anew elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.scale_model import DRIFT_EVERY, HELD_OUT, ITEM_BYTES, Costs, Plan, cpu, graph_seconds
 
-_DRAW_TASKS = 64  # jobs/index_pipeline.py
+_DRAW_TASKS = 64  # jobs/indexing/pipeline.py
 _SLICES = 6  # a shard's fragments are read and computed in turns; so many stand for its hundreds
 _DOWN, _UP = ("stream", "get"), ("put",)
 

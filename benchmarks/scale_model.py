@@ -25,7 +25,7 @@ from operators.index.training import Training, num_lists, sample_size
 from operators.index.truth import DEPTH_PER_K
 from operators.store.fragments import FragmentRecord
 
-HELD_OUT, TOP_K = 1000, 10  # jobs/index_config.py: recall.queries, recall.k
+HELD_OUT, TOP_K = 1000, 10  # jobs/indexing/config.py: recall.queries, recall.k
 DRIFT_EVERY = 64  # operators/index/building.py: vectors of which one is looked up twice
 ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 _BLOCK = 32  # vectors of a list that faiss's FastScan codes keep together; the last block is padded
@@ -222,7 +222,7 @@ class Plan:
 
     @property
     def request_bytes(self) -> float:
-        """Memory that a builder asks Ray for: jobs.index_pipeline.builder_bytes, which needs a running job's setup."""
+        """Memory that a builder asks Ray for: jobs.indexing.pipeline.builder_bytes, which needs a job's setup."""
         needed = self.fixed_bytes + 2 * (self.bytes.hot + self.bytes.cold) * self.rows
         return min(needed, self.scenario.memory_per_builder)
 

@@ -1,6 +1,6 @@
 """Search an index in simulated time. Used by benchmarks.scale.
 
-As jobs.search_workers does it, a few batches in flight: one worker, any, finds the lists of a batch; all workers get
+As jobs.searching.workers does it, a few batches in flight: one worker, any, finds the lists of a batch; all workers get
 them and give candidates, which one task merges; all workers give finer scores, which it ranks. A worker answers one
 call at a time; the slowest one decides.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.scale_model import HELD_OUT, TOP_K, Costs, Plan, cpu, graph_seconds
 from operators.index.queries import VECTORS_AT_ONCE
 
-_IN_FLIGHT = 4  # batches of queries searched at once (jobs/search_pipeline.py)
+_IN_FLIGHT = 4  # batches of queries searched at once (jobs/searching/pipeline.py)
 _ANSWERS_AT_ONCE = 1 << 20  # queries of a batch times workers (the same)
 _LEAST_BATCH = 4096  # queries (the same)
 _SHARE = 0.4  # of a CPU that a thread of a search worker reserves (the same)
@@ -53,7 +53,7 @@ class Crew:
 
     @property
     def batch(self) -> int:
-        """Ready vectors searched at once: jobs.search_pipeline takes fewer where many workers answer."""
+        """Ready vectors searched at once: jobs.searching.pipeline takes fewer where many workers answer."""
         return min(VECTORS_AT_ONCE, max(_LEAST_BATCH, _ANSWERS_AT_ONCE // self.workers))
 
 

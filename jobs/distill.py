@@ -17,9 +17,9 @@ import ray
 
 from cluster.session import connect
 from jobs import train
-from jobs.distill_config import DistillConfig as Config
-from jobs.identity import RECIPES
-from jobs.train_data import prepare_sets
+from jobs.distilling.config import DistillConfig as Config
+from jobs.embedding.identity import RECIPES
+from jobs.training.data import prepare_sets
 from operators.embedder.fingerprint import mapping_digest
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.errors import InputError

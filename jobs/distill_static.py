@@ -13,8 +13,8 @@ import shutil
 import time
 from pathlib import Path
 
-from jobs.distill_static_config import DistillStaticConfig as Config
-from jobs.identity import RECIPES
+from jobs.distilling.static_config import DistillStaticConfig as Config
+from jobs.embedding.identity import RECIPES
 from operators.embedder.spec import embedder_spec
 from operators.errors import InputError
 

@@ -12,10 +12,10 @@ import dataclasses
 import logging
 
 from cluster.session import connect
-from jobs.backlog import Backlog, find_backlog
-from jobs.config import EmbedConfig as Config
-from jobs.identity import RECIPES, identify
-from jobs.outcome import RunLog, check_gates, store_config
+from jobs.embedding.backlog import Backlog, find_backlog
+from jobs.embedding.config import EmbedConfig as Config
+from jobs.embedding.identity import RECIPES, identify
+from jobs.embedding.outcome import RunLog, check_gates, store_config
 from operators.corpus.listing import list_source
 from operators.corpus.units import choose_pack_below
 from operators.embedder.spec import EmbedderSpec, embedder_spec
@@ -51,9 +51,9 @@ def _embed_pending(
     """Run the pipeline over the pending units on Ray; returns the backlog with everything whole."""
     with connect(local_cpus=config.compute.local_cpus) as session:
         # Imported here: torch takes seconds, and a run with nothing to do needs none of it.
-        from jobs.duplicates import duplicate_positions
-        from jobs.pipeline import calibrate_scale, embed_units
-        from jobs.workers import RemoteLedger, Setup, Work
+        from jobs.embedding.duplicates import duplicate_positions
+        from jobs.embedding.pipeline import calibrate_scale, embed_units
+        from jobs.embedding.workers import RemoteLedger, Setup, Work
 
         duplicates = duplicate_positions(config, dataset, identity, backlog)
         if identity.dtype == "int8" and identity.scale is None:

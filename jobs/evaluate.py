@@ -9,16 +9,16 @@ Leaves the scores as JSON, and a report (.report.json, .html) and a model card (
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 import time
 from datetime import UTC, datetime
 
 from cluster.session import connect
-from jobs.evaluate_config import EvaluateConfig as Config
-from jobs.evaluate_contamination import check_contamination
-from jobs.evaluate_model import Outcomes, check_models, evaluate_model
-from operators.errors import GateMissed, InputError
+from jobs.evaluating.config import EvaluateConfig as Config
+from jobs.evaluating.contamination import check_contamination
+from jobs.evaluating.model import Outcomes, check_models, evaluate_model
+from operators.errors import GateMissed
+from operators.evaluation.extra import check_installed
 from operators.evaluation.results import (
     Evaluation,
     comparisons,
@@ -32,14 +32,11 @@ from operators.report.evaluation_text import evaluation_text, model_card
 from operators.storage import Location, locate, redact, write_whole
 
 _VERSIONS = ("ray", "torch", "transformers", "scikit-learn", "scipy", "pytrec_eval-terrier", "bm25s", "embedfleet")
-_EXTRA = ("pytrec_eval", "sklearn", "scipy", "bm25s", "Stemmer")  # what the extra `evaluate` brings for this job
 
 
 def run(config: Config) -> int:
     """Score every model on every task, write the scores and the report; returns the exit code."""
-    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"install the extra: pip install 'embedfleet[evaluate]' ({', '.join(missing)} not found)")
+    check_installed()
     started, clock = datetime.now(UTC), time.monotonic()
     check_models(config)
     data = {task.name: read_task(task) for task in config.tasks}

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs.origin import Origin, find_origin, snippet, text_of
-from jobs.query_embedding import document_config
-from jobs.search_config import ExplainConfig as Config
+from jobs.embedding.queries import document_config
+from jobs.indexing.origin import Origin, find_origin, snippet, text_of
+from jobs.searching.config import ExplainConfig as Config
 from operators.embedder.recipe import Recipe, load_recipe
 from operators.errors import InputError
 from operators.index import Index, open_index
@@ -76,7 +76,7 @@ def _index_lines(index: Index) -> Iterator[str]:
 def _model_lines(dataset: Location, index: Index) -> Iterator[str]:
     yield f"model       {index.identity.model}, fingerprint {index.identity.fingerprint}"
     try:
-        from jobs.identity import RECIPES
+        from jobs.embedding.identity import RECIPES
 
         recipe: Recipe = load_recipe(document_config(dataset).model, RECIPES)
     except InputError as error:

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.session import connect
-from jobs.index_config import IndexConfig as Config
-from jobs.index_outcome import IndexLog, check_recall
-from jobs.index_source import Embeddings, identify_index, open_embeddings, queries_name
-from jobs.index_steps import build_changes, plan_changes, prepare, publish_after
+from jobs.indexing.config import IndexConfig as Config
+from jobs.indexing.outcome import IndexLog, check_recall
+from jobs.indexing.source import Embeddings, identify_index, open_embeddings, queries_name
+from jobs.indexing.steps import build_changes, plan_changes, prepare, publish_after
 from operators.index.by_list import remove_scattered
 from operators.index.group import live_mask
 from operators.index.planning import shard_rows
@@ -73,7 +73,7 @@ def _make(
     log: IndexLog,
 ) -> IndexSnapshot:
     """Train where nothing is trained, build what is missing, measure, publish."""
-    from jobs.index_pipeline import measure
+    from jobs.indexing.pipeline import measure
 
     before = previous.trained if previous is not None else None
     generation = before.generation if before is not None else 1

@@ -4,7 +4,7 @@
 
 Takes the config of `embed`, prints the estimate and leaves it as plan.json and plan.html beside the output, where the
 report of the run puts it against what came out. Hours and money need `hardware`, or `plan.report` of an earlier run.
-The config of `train` is planned on paper: memory and time for several numbers of GPUs (jobs/plan_train.py).
+The config of `train` is planned on paper: memory and time for several numbers of GPUs (jobs/training/plan.py).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from jobs.backlog import find_backlog
-from jobs.config import EmbedConfig as Config
-from jobs.identity import RECIPES, identify
-from jobs.outcome import public_config
-from jobs.train_config import TrainConfig
+from jobs.embedding.backlog import find_backlog
+from jobs.embedding.config import EmbedConfig as Config
+from jobs.embedding.identity import RECIPES, identify
+from jobs.embedding.outcome import public_config
+from jobs.training.config import TrainConfig
 from operators.corpus.chunking_config import check_fits
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_sample
@@ -47,9 +47,10 @@ def config_of(values: Mapping[str, Any]) -> type[BaseModel]:
 def run(config: Config | TrainConfig) -> int:
     """Sample, estimate, print and store the plan; returns the exit code."""
     if isinstance(config, TrainConfig):
-        from jobs import plan_train  # torch, which a plan of `embed` does not need before its config is checked
+        # it needs torch, which a plan of `embed` does not before its config is checked
+        from jobs.training import plan as plan_training
 
-        return plan_train.run(config)
+        return plan_training.run(config)
     spec = embedder_spec(config.model, config.embedder, RECIPES)
     dataset = locate(config.output.path, config.output.storage_options)
     pack_below_bytes, files = choose_pack_below(list_source(config.source), config.source)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import logging
 
 from cluster.session import connect
-from jobs.origin import origins_of, snippet, text_of
-from jobs.query_embedding import QueryEmbedder, document_config, query_spec
-from jobs.search_config import SearchConfig as Config
-from jobs.search_config import mode_of
+from jobs.embedding.queries import QueryEmbedder, document_config, query_spec
+from jobs.indexing.origin import origins_of, snippet, text_of
+from jobs.searching.config import SearchConfig as Config
+from jobs.searching.config import mode_of
 from operators.errors import InputError
 from operators.index import Index, open_index
 from operators.index.open import tuned_settings
@@ -89,6 +89,6 @@ def _search_many(config: Config) -> int:
     """Stream the queries of a config through the workers that hold the shards."""
     snapshot = read_index(locate(config.index, config.storage_options), config.snapshot)
     with connect(local_cpus=config.compute.local_cpus):
-        from jobs.search_pipeline import search_queries
+        from jobs.searching.pipeline import search_queries
 
         return search_queries(config, snapshot, settings_of(config, snapshot))

@@ -8,34 +8,23 @@ model/ (for `embed`, and for SentenceTransformer), report.json, report.html and 
 
 from __future__ import annotations
 
-import importlib.util
 from datetime import UTC, datetime
 
 from cluster.session import connect
-from jobs.train_config import TrainConfig as Config
-from jobs.train_data import batch_plan, prepare_sets
-from jobs.train_outcome import is_finished, write_outcome
-from jobs.train_run import (
-    TrainRun,
-    check_batches,
-    claimed_run,
-    number_of_steps,
-    run_fingerprint,
-    start_spec,
-    teachers_said,
-)
-from operators.errors import InputError
+from jobs.training.config import TrainConfig as Config
+from jobs.training.data import batch_plan, prepare_sets
+from jobs.training.identity import claimed_run, run_fingerprint
+from jobs.training.outcome import is_finished, write_outcome
+from jobs.training.run import TrainRun, check_batches, number_of_steps, start_spec, teachers_said
+from operators.evaluation.extra import check_installed
 from operators.storage import locate
-
-_EXTRA = ("pytrec_eval", "sklearn", "scipy")  # what the extra `evaluate` brings for evaluations in training
 
 
 def run(config: Config) -> int:
     """Prepare the sets, train, write the model and the report; returns the exit code."""
     started = datetime.now(UTC)
-    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
-    if missing and (config.evaluation is not None or config.measured):
-        raise InputError(f"install the extra: pip install 'embedfleet[evaluate]' ({', '.join(missing)} not found)")
+    if config.evaluation is not None or config.measured:
+        check_installed()
     spec = start_spec(config)
     fingerprint = run_fingerprint(config, spec)
     output = locate(config.output.path, config.output.storage_options)
@@ -44,7 +33,7 @@ def run(config: Config) -> int:
         return 0
     with connect(local_cpus=config.compute.local_cpus) as session:
         # torch and Ray Train are seconds that a finished run need not wait for
-        from jobs.train_fit import fit, most_workers
+        from jobs.training.fit import fit, most_workers
 
         with claimed_run(output, fingerprint):
             sets = prepare_sets(config)

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jobs.config import EmbedConfig as Config
-from jobs.config import Retention
-from jobs.index_config import IndexConfig
+from jobs.embedding.config import EmbedConfig as Config
+from jobs.embedding.config import Retention
+from jobs.indexing.config import IndexConfig
 from operators.errors import InputError
 from operators.storage import locate
 from operators.store.dataset import read_identity

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Iterator
 
 from cluster.session import connect
-from jobs.backlog import Backlog, find_backlog
-from jobs.config import EmbedConfig as Config
-from jobs.identity import RECIPES, identify
+from jobs.embedding.backlog import Backlog, find_backlog
+from jobs.embedding.config import EmbedConfig as Config
+from jobs.embedding.identity import RECIPES, identify
 from operators.corpus.listing import list_source
 from operators.embedder.spec import embedder_spec
 from operators.errors import InputError
@@ -41,7 +41,7 @@ def run(config: Config) -> int:
         raise InputError(f"run embed first: {dataset.url} has no snapshot yet")
     problems = [*_listing_problems(backlog), *_visible_orphans(dataset)]
     with connect(local_cpus=config.compute.local_cpus):
-        from jobs.checking import duplicate_ids, embed_again, verify_units
+        from jobs.embedding.checking import duplicate_ids, embed_again, verify_units
 
         problems += verify_units(config, dataset, identity, backlog.snapshot)
         problems += duplicate_ids(config, dataset, identity, backlog.snapshot)

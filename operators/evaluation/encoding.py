@@ -1,6 +1,6 @@
 """What scoring asks of a model: vectors of some texts, and ranked documents for the queries of a retrieval set.
 
-Behind it stands a pool of Ray workers (jobs/evaluate_encoders.py), BM25, or one model in this process (tests).
+Behind it stands a pool of Ray workers (jobs/evaluating/encoders.py), BM25, or one model in this process (tests).
 """
 
 from __future__ import annotations

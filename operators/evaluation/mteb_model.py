@@ -1,7 +1,7 @@
 """Our embedders in MTEB: an object that `mteb.evaluate` takes as its model, with a pool of workers behind it.
 
 It has mteb's Encoder protocol (encode, similarity, ...) and its Search protocol (index, search), so that corpora of
-retrieval tasks stream through the pool and only results come back. jobs/mteb_model.py makes one.
+retrieval tasks stream through the pool and only results come back. jobs/evaluating/mteb_model.py makes one.
 
 A task's prompt is, in this order: that of `prompts` by mteb's names ("TASK-query", "TASK", "TYPE-query", "TYPE",
 "query"), else the recipe's own for queries or documents, with mteb's instruction for the task as its {task}. Texts of

@@ -12,8 +12,8 @@ import pytest
 import ray
 import yaml
 
-from jobs.config import Compute
-from jobs.embedding_pool import EmbeddingWorker, embedding_pool, prompted_spec
+from jobs.embedding.config import Compute
+from jobs.embedding.pool import EmbeddingWorker, embedding_pool, prompted_spec
 from operators.embedder.choice import load_embedder
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.tokenizing import Tokenizer

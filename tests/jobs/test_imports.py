@@ -10,7 +10,8 @@ from tests.jobs.running import ROOT
 
 def test_only_embedding_workers_import_torch() -> None:
     code = (
-        "import sys, jobs.embed, jobs.verify, jobs.pipeline, jobs.checking, jobs.workers, jobs.evaluate\n"
+        "import sys, jobs.embed, jobs.verify, jobs.evaluate\n"
+        "import jobs.embedding.pipeline, jobs.embedding.checking, jobs.embedding.workers\n"
         "costly = {'torch', 'transformers', 'sklearn', 'scipy', 'mteb', 'bm25s'}\n"
         "sys.exit(f'imported: {heavy}' if (heavy := costly & set(sys.modules)) else 0)"
     )

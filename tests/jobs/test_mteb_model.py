@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from jobs.config import Compute
-from jobs.mteb_model import mteb_model
+from jobs.embedding.config import Compute
+from jobs.evaluating.mteb_model import mteb_model
 from operators.embedder.recipe import EmbedderConfig
 from tests.evaluation_sets import sentence, write_beir, write_sts
 from tests.operators.evaluation.test_scoring import beir_rows

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.query_embedding import QueryEmbedder, query_spec
+from jobs.embedding.queries import QueryEmbedder, query_spec
 from operators.index import open_index
 from operators.storage import locate
 from operators.store.dataset import read_identity

@@ -18,7 +18,7 @@ import transformers
 import yaml
 from safetensors.torch import save_file
 
-from jobs.identity import RECIPES
+from jobs.embedding.identity import RECIPES
 from operators.embedder.choice import load_embedder
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.sparse.vectors import SparseVectors

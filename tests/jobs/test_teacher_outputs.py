@@ -18,12 +18,12 @@ import transformers
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from jobs.command_line import check_config
-from jobs.config import Compute
-from jobs.teacher_outputs import TeacherOutputs, compute_teacher_outputs, plan_teacher_outputs
-from jobs.teacher_work import Wanted
-from jobs.teacher_workers import Setup, TeacherWorker, read, work_row
-from jobs.train_config import TrainConfig
-from jobs.train_data import PreparedSet, prepare_sets
+from jobs.embedding.config import Compute
+from jobs.teachers.outputs import TeacherOutputs, compute_teacher_outputs, plan_teacher_outputs
+from jobs.teachers.work import Wanted
+from jobs.teachers.workers import Setup, TeacherWorker, read, work_row
+from jobs.training.config import TrainConfig
+from jobs.training.data import PreparedSet, prepare_sets
 from operators.errors import InputError
 from operators.guard import PATIENCE, AttemptLedger
 from operators.storage import iter_files, locate, write_whole

@@ -9,7 +9,7 @@ import pydantic
 import pytest
 
 from jobs.command_line import load_config
-from jobs.train_config import TrainConfig
+from jobs.training.config import TrainConfig
 from operators.embedder.recipe import load_recipe
 from operators.training.objective_config import InfoNce, fault_of_sparse
 

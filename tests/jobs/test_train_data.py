@@ -17,8 +17,8 @@ import pyarrow as pa
 import pytest
 
 from jobs.command_line import check_config
-from jobs.train_config import TrainConfig
-from jobs.train_data import MissingSet, batch_plan, prepare_sets, prepare_units
+from jobs.training.config import TrainConfig
+from jobs.training.data import MissingSet, batch_plan, prepare_sets, prepare_units
 from operators.corpus.listing import list_source
 from operators.corpus.units import plan_units
 from operators.errors import InputError

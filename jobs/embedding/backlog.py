@@ -1,0 +1,65 @@
+"""What is to be done: the listing against what the latest snapshot and the storage already hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from jobs.embedding.config import EmbedConfig
+from operators.corpus.units import plan_units
+from operators.fragment import SourceFile, Unit
+from operators.storage import Location, list_folder
+from operators.store.fragments import FragmentRecord
+from operators.store.snapshots import Snapshot, latest_snapshot, whole_files, whole_units, written_fragments
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The units of the source, in order, and which fragments of them are on storage."""
+
+    snapshot: Snapshot
+    units: tuple[Unit, ...]
+    records: dict[str, FragmentRecord]  # by key; of these units alone
+
+    @property
+    def pending(self) -> tuple[Unit, ...]:
+        """Units of which a part is missing."""
+        whole = whole_units(self.records.values())
+        return tuple(unit for unit in self.units if unit.digest not in whole)
+
+    @property
+    def complete(self) -> tuple[FragmentRecord, ...]:
+        """Records of all whole units, in the order of the source."""
+        whole = whole_units(self.records.values())
+        return tuple(record for unit in self.units if unit.digest in whole for record in whole[unit.digest])
+
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        """The parts that are on storage, by digest of their unit."""
+        found: dict[str, tuple[int, ...]] = {}
+        for record in self.records.values():
+            digest = record.fragment.unit.digest
+            found[digest] = (*found.get(digest, ()), record.fragment.part)
+        return found
+
+    def with_records(self, records: Sequence[FragmentRecord]) -> Backlog:
+        """The same with further fragments on storage."""
+        return Backlog(self.snapshot, self.units, {**self.records, **{record.key: record for record in records}})
+
+
+def find_backlog(dataset: Location, config: EmbedConfig, files: Iterator[SourceFile], pack_below_bytes: int) -> Backlog:
+    """Compare the listing with the dataset; opens only files that have to be split and are not whole yet.
+
+    A committed fragment whose file is gone or of another size counts as missing: it is done again.
+    """
+    snapshot = latest_snapshot(dataset)
+    sizes = {info.url.rsplit("/", 1)[-1]: info.size for info in list_folder(dataset / "data")}
+    committed = {r.key: r for r in snapshot.records if sizes.get(f"{r.key}.parquet") == r.bytes}
+    keep = config.output.keep
+    known = whole_files(committed.values(), config.source.reading(keep))
+    units = tuple(plan_units(files, config.source, keep, pack_below_bytes, known))
+    wanted = {unit.digest for unit in units}
+    records = {key: record for key, record in committed.items() if record.fragment.unit.digest in wanted}
+    backlog = Backlog(snapshot, units, records)
+    unfinished = [unit.digest for unit in backlog.pending]
+    # Fragments that a run wrote before it died, or that another run is writing now, are in no snapshot yet.
+    return backlog.with_records(list(written_fragments(dataset, unfinished).values())) if unfinished else backlog

@@ -1,0 +1,88 @@
+"""The steps of the index job: train once, see what has changed, build that, publish."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from jobs.indexing.config import IndexConfig as Config
+from jobs.indexing.outcome import IndexLog
+from jobs.indexing.source import Embeddings
+from operators.index.building import BuildSetup, ShardPlan
+from operators.index.held_out import load_held_out
+from operators.index.snapshot import IndexIdentity, IndexSnapshot, ShardRecord, TrainedRecord, publish_index, read_index
+from operators.index.trained import has_trained, stored_trained
+from operators.index.updating import UpdatePlan, bury, plan_update, related_fragments
+from operators.storage import Location
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(
+    config: Config, source: Embeddings, index: Location, identity: IndexIdentity, generation: int, name: str
+) -> tuple[TrainedRecord, BuildSetup]:
+    """The trained index of a generation and the held-out queries, made where they are missing."""
+    from jobs.indexing.pipeline import train_once
+    from jobs.indexing.queries import store_real_queries
+
+    setup = source.setup(config, index, identity, None)
+    if config.queries is not None and load_held_out(index, name, config.recall.k) is None:
+        store_real_queries(config.queries, config.recall.queries, source, setup, name)
+    has_queries = load_held_out(index, name, config.recall.k) is not None
+    if has_trained(index, generation) and has_queries:
+        trained = stored_trained(index, generation)
+    else:
+        drawn = None if has_queries else name
+        trained = train_once(config, identity, setup, source.records, generation, drawn)
+    return trained, source.setup(config, index, identity, load_held_out(index, name, config.recall.k))
+
+
+def plan_changes(
+    config: Config, source: Embeddings, setup: BuildSetup, previous: IndexSnapshot | None, rows_per_shard: int
+) -> UpdatePlan:
+    """What the new embeddings change; the rows of changed files are compared, nothing else is read."""
+    from jobs.indexing.pipeline import diff_shards
+
+    if previous is None:
+        return plan_update(None, source.records, {}, {}, rows_per_shard, config.update)
+    gone = source.gone_since(previous)
+    added = [record for record in source.records if record.key not in set(previous.fragments)]
+    related = related_fragments(gone, added)
+    diffs = diff_shards(setup, previous, gone, related) if gone else {}
+    return plan_update(previous, source.records, diffs, related, rows_per_shard, config.update)
+
+
+def build_changes(
+    config: Config,
+    identity: IndexIdentity,
+    setup: BuildSetup,
+    trained: TrainedRecord | None,
+    plan: UpdatePlan,
+    previous: IndexSnapshot | None,
+    log: IndexLog,
+) -> list[ShardRecord]:
+    """The shards that stay, with their dead rows marked, and the new ones."""
+    from jobs.indexing.pipeline import build_list_shards, build_shards
+
+    kept: Sequence[ShardRecord] = previous.shards if previous is not None else ()
+    shards = [bury(setup.index, kept[n], plan.dead[n]) if n in plan.dead else kept[n] for n in plan.kept]
+    training = trained.sha256 if trained is not None else ""
+    plans = [ShardPlan.of(group, training, identity.keep) for group in plan.groups]
+    by_list = identity.sharding == "list" and bool(plans) and not plan.is_patch
+    records: list[ShardRecord] = []
+    for built in (build_list_shards if by_list else build_shards)(config, identity.spec, setup, trained, plans):
+        records.append(built.record)
+        log.built(built.record, built.seconds, len(records), len(plans))
+    order = {plan.key: (i, 0) for i, plan in enumerate(plans)}
+    return [*shards, *sorted(records, key=lambda record: record.lists or order[record.key])]
+
+
+def publish_after(index: Location, snapshot: IndexSnapshot) -> IndexSnapshot:
+    """Make the snapshot the newest, after whatever another run has published meanwhile."""
+    while not publish_index(index, snapshot):
+        latest = read_index(index)
+        if latest.embeddings_snapshot > snapshot.embeddings_snapshot or latest.fragments == snapshot.fragments:
+            logger.info("snapshot %d was published by another run meanwhile and is as new", latest.number)
+            return latest
+        snapshot = snapshot.model_copy(update={"number": latest.number + 1})
+    return snapshot
