@@ -12,16 +12,16 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType, NoneType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from types import ModuleType
+from typing import Any, TypeVar
 
 import pydantic
 import yaml
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from cluster.environment import enter_base_directory, sane_environment
 from cluster.errors import ClusterError
+from jobs.config_keys import help_lines, section_of
 from operators.errors import GateMissed, InputError
 from operators.storage import redact
 
@@ -134,7 +134,7 @@ def check_config(model: type[Config], values: dict[str, Any], overrides: Iterabl
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
-        raise InputError("\n".join(_explain(fault, model) for fault in error.errors())) from None
+        raise InputError("\n".join(_explain(fault, model) for fault in _own_faults(error.errors()))) from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -156,34 +156,23 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r}: the value is no YAML: {error}") from None
 
 
+def _own_faults(faults: Sequence[Any]) -> list[Any]:
+    """Those that are no consequence of others: a list is also called too short when its items are wrong."""
+    inside = [fault["loc"][: length + 1] for fault in faults for length in range(len(fault["loc"]) - 1)]
+    return [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inside]
+
+
 def _explain(fault: Any, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     # A misspelt section may hold credentials: what looks like a secret, or lies in storage options, is not printed.
     value = redact({str(fault["loc"][-1] if fault["loc"] else ""): fault["input"]})
     shown = "(not shown)" if "storage" in key or "***" in str(value) else repr(fault["input"])
     if fault["type"] == "extra_forbidden":
-        names = ", ".join(_section(model, fault["loc"][:-1]).model_fields)
+        names = ", ".join(section_of(model, fault["loc"][:-1]).model_fields)
         return f"{key}: unknown key (value {shown}); expected one of: {names}"
     if fault["type"] == "missing":
         return f"{key}: this key is required"
     return f"{key}: {fault['msg']}, got {shown}"
-
-
-def _section(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
-    for name in path:
-        if isinstance(name, int):  # of a list, whose items are all of one section
-            continue
-        inner = _model_of(model.model_fields[str(name)].annotation) if str(name) in model.model_fields else None
-        if inner is None:
-            return model
-        model = inner
-    return model
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for arg in get_args(annotation) if (found := _model_of(arg)) is not None), None)
 
 
 def help_text(name: str, job: ModuleType) -> str:
@@ -191,39 +180,7 @@ def help_text(name: str, job: ModuleType) -> str:
     subject = getattr(job, "SUBJECT", None)
     config = "CONFIG.yaml" if subject is None else f"CONFIG.yaml|{subject.upper()}"
     lines = [f"python -m jobs {name} {config} [dotted.key=value ...] [--debug]", "", (job.__doc__ or "").strip(), ""]
-    return "\n".join([*lines, "Keys:", *_keys(job.Config, "")])
-
-
-def _keys(model: type[BaseModel], prefix: str) -> Iterable[str]:
-    for name, field in model.model_fields.items():
-        inner = _model_of(field.annotation)
-        if inner is not None:
-            yield f"  {prefix}{name}:  {field.description or (inner.__doc__ or '').strip().splitlines()[0]}"
-            yield from _keys(inner, f"{prefix}{name}.")
-            continue
-        yield f"  {prefix}{name}  ({_type_name(field.annotation)}, {_default(field)})"
-        if field.description:
-            yield f"      {field.description}"
-
-
-def _default(field: Any) -> str:
-    if field.default is PydanticUndefined and field.default_factory is None:
-        return "required"
-    default = field.get_default(call_default_factory=True)
-    return "default null" if default is None else f"default {default!r}"
-
-
-def _type_name(annotation: Any) -> str:
-    if annotation is NoneType:
-        return "null"
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return " | ".join(str(choice) for choice in arguments)
-    if origin is Union or (origin is not None and origin.__name__ == "UnionType"):
-        return " | ".join(_type_name(argument) for argument in arguments)
-    if origin is tuple:
-        return f"[{', '.join('...' if a is Ellipsis else _type_name(a) for a in arguments)}]"
-    return getattr(annotation, "__name__", str(annotation))
+    return "\n".join([*lines, "Keys:", *help_lines(job.Config)])
 
 
 def _job_list() -> str:

@@ -102,6 +102,27 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert "vacuum" in capsys.readouterr().out
 
 
+def test_help_lists_the_keys_of_each_kind_of_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_job("train", "--help") == 0
+    text = capsys.readouterr().out
+    for key in ("sets.objective.loss=triplet", "sets.objective.distance", "teachers.kind=judge", "teachers.answers"):
+        assert key in text
+    assert "objective:  loss of all sets" in text and "keys as of sets.objective" in text
+
+
+def test_unknown_keys_of_one_kind_of_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        "{model: minilm, sets: [{path: x.jsonl}], output: {path: out},\n"
+        "objective: {loss: triplet, margins: 1}, teachers: [{kind: judge, lable: 1}]}"
+    )
+    assert run_job("train", config) == 2
+    error = capsys.readouterr().err
+    assert "margins: unknown key (value 1); expected one of: matryoshka, flops, loss, margin, distance" in error
+    assert "lable: unknown key" in error and "prompt, answers" in error
+    assert "sets.0.name: this key is required" in error and "at least 1 item" not in error
+
+
 def test_plan_reads_a_sample_and_embeds_nothing(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

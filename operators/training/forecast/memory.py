@@ -4,9 +4,10 @@
                                   4.127 bits (QLoRA, arXiv 2305.14314: 64 weights share an 8-bit constant, 256 of those
                                   a float32); FSDP2 leaves 1 / GPUs of each (ZeRO-3, Rajbhandari et al. 2020,
                                   arXiv 1910.02054)
-    copies for products           bfloat16 copies that autocast makes of float32 weights and backward keeps, one set for
-                                  each forward pass held; or two gathered blocks (this one and the next) and what is no
-                                  block, with one block's gradient in bfloat16 and float32; or a block out of NF4
+    copies for products           bfloat16 copies that autocast makes of float32 weights and backward keeps: one set a
+                                  step of trained weights, one for each forward pass held of frozen ones; or two
+                                  gathered blocks (this one and the next) and what is no block, with one block's
+                                  gradient in bfloat16 and float32; or a block out of NF4
     activations                   of the tokens held: `block_activations` a block, or its input alone (checkpointing)
     block in backward             what one block needs beside: computed again, and gradients of its widest states
     representations               of all GPUs, float32, with gradients, and what the loss makes of them
@@ -160,6 +161,6 @@ def _copies(shape: ModelShape, method: Method, passes: int) -> float:
         return float(bytes_each * (2 * shape.block_parameters + others) + gradient)
     if not method.is_autocast:
         return 0.0
-    if method.checkpointing and method.rank is not None:
-        return 2.0 * shape.block_linear_parameters  # casts of frozen weights are not cached: one block's at a time
-    return 2.0 * linear * (1 if method.checkpointing else passes)
+    if method.rank is None:
+        return 2.0 * linear
+    return 2.0 * (shape.block_linear_parameters if method.checkpointing else passes * linear)  # none is cached

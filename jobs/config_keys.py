@@ -1,0 +1,109 @@
+"""What a config class says of itself: every key for --help, and the keys that a misspelt one may have meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+Sections = tuple[type[BaseModel], ...]  # what a key may hold: one kind of section, or one of several
+
+
+def help_lines(config: type[BaseModel]) -> Iterator[str]:
+    """Every key with type, default and meaning; a section that comes again is said to be as the first one."""
+    yield from _keys(config, "", {})
+
+
+def section_of(config: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """The section at the place of an error; where a section is one of several kinds, the place names the kind."""
+    sections: Sections = (config,)
+    for name in path:
+        if isinstance(name, int):  # of a list, whose items are all of one section
+            continue
+        kind = _discriminator(sections)
+        chosen = tuple(section for section in sections if kind is not None and _kind(section, kind) == name)
+        inner = [_sections(one.model_fields[name].annotation) for one in sections if name in one.model_fields]
+        sections = chosen or next((found for found in inner if found), sections)
+    return sections[0]
+
+
+def _keys(
+    config: type[BaseModel], prefix: str, told: dict[Sections, str], indent: str = "  ", but: str | None = None
+) -> Iterator[str]:
+    for name, field in config.model_fields.items():
+        sections, key = _sections(field.annotation), prefix + name
+        if name == but:
+            continue
+        if not sections:
+            yield f"{indent}{key}  ({_type_name(field.annotation)}, {_default(field)})"
+            if field.description:
+                yield f"{indent}    {field.description}"
+            continue
+        meaning = field.description or _first_line(sections[0])
+        if sections in told:
+            yield f"{indent}{key}:  {meaning}; keys as {'above' if told[sections] == key else f'of {told[sections]}'}"
+            continue
+        told[sections] = key
+        yield f"{indent}{key}:  {meaning}"
+        yield from _section_keys(sections, f"{key}.", told, indent)
+
+
+def _section_keys(sections: Sections, prefix: str, told: dict[Sections, str], indent: str) -> Iterator[str]:
+    kind = _discriminator(sections)
+    if kind is None:
+        yield from _keys(sections[0], prefix, told, indent)
+        return
+    yield f"{indent}{prefix}{kind}  ({' | '.join(str(_kind(section, kind)) for section in sections)}, required)"
+    for section in sections:
+        yield f"{indent}{prefix}{kind}={_kind(section, kind)}:  {_first_line(section)}"
+        yield from _keys(section, prefix, told, indent + "  ", but=kind)
+
+
+def _sections(annotation: Any) -> Sections:
+    """The config classes that a key of this type holds, or holds a list of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return (annotation,)
+    if get_origin(annotation) is Annotated:
+        return _sections(get_args(annotation)[0])
+    return tuple(section for argument in get_args(annotation) for section in _sections(argument))
+
+
+def _discriminator(sections: Sections) -> str | None:
+    """The key by whose value several kinds of section are told apart: each has one value of its own for it."""
+    if len(sections) < 2:
+        return None
+    shared = [name for name in sections[0].model_fields if all(name in one.model_fields for one in sections)]
+    return next(name for name in shared if all(_kind(one, name) is not None for one in sections))
+
+
+def _kind(section: type[BaseModel], discriminator: str) -> str | None:
+    annotation = section.model_fields[discriminator].annotation
+    return str(get_args(annotation)[0]) if get_origin(annotation) is Literal else None
+
+
+def _first_line(section: type[BaseModel]) -> str:
+    return (section.__doc__ or "").strip().splitlines()[0]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined and field.default_factory is None:
+        return "required"
+    default = field.get_default(call_default_factory=True)
+    return "default null" if default is None else f"default {default!r}"
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation is NoneType:
+        return "null"
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(str(choice) for choice in arguments)
+    if origin in (Union, UnionType):
+        return " | ".join(_type_name(argument) for argument in arguments)
+    if origin is tuple:
+        return f"[{', '.join('...' if a is Ellipsis else _type_name(a) for a in arguments)}]"
+    return getattr(annotation, "__name__", str(annotation))
