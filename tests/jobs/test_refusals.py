@@ -107,7 +107,8 @@ def test_help_lists_the_keys_of_each_kind_of_section(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     for key in ("sets.objective.loss=triplet", "sets.objective.distance", "teachers.kind=judge", "teachers.answers"):
         assert key in text
-    assert "objective:  loss of all sets" in text and "keys as of sets.objective" in text
+    assert "objective:  loss of all sets" in text
+    assert "keys as of sets.objective" in text
 
 
 def test_unknown_keys_of_one_kind_of_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,8 +120,10 @@ def test_unknown_keys_of_one_kind_of_section(tmp_path: Path, capsys: pytest.Capt
     assert run_job("train", config) == 2
     error = capsys.readouterr().err
     assert "margins: unknown key (value 1); expected one of: matryoshka, flops, loss, margin, distance" in error
-    assert "lable: unknown key" in error and "prompt, answers" in error
-    assert "sets.0.name: this key is required" in error and "at least 1 item" not in error
+    assert "lable: unknown key" in error
+    assert "prompt, answers" in error
+    assert "sets.0.name: this key is required" in error
+    assert "at least 1 item" not in error
 
 
 def test_plan_reads_a_sample_and_embeds_nothing(
