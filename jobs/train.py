@@ -38,7 +38,7 @@ def run(config: Config) -> int:
         with claimed_run(output, fingerprint):
             sets = prepare_sets(config)
             plan = batch_plan(config, sets[: len(config.sets)])
-            check_batches(config, plan, most_workers(config.compute, session))
+            check_batches(config, sets, plan, most_workers(config.compute, session))
         said = teachers_said(config, sets)
         training = TrainRun(config, spec, sets, said, fingerprint, number_of_steps(config, plan))
         trained = fit(training, session)

@@ -10,7 +10,7 @@ from jobs.embedding.config import Compute
 from jobs.embedding.identity import RECIPES
 from jobs.teachers.outputs import TeacherOutputs, compute_teacher_outputs
 from jobs.training.config import TrainConfig
-from jobs.training.data import PreparedSet
+from jobs.training.data import PreparedSet, batch_plan
 from jobs.training.sections import Evaluating
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import EmbedderSpec, embedder_spec
@@ -125,17 +125,25 @@ def teachers_said(config: TrainConfig, sets: Sequence[PreparedSet]) -> tuple[tup
     return tuple(tuple(next(said) for _ in config.asked(prepared.config)) for prepared in sets)
 
 
-def check_batches(config: TrainConfig, plan: BatchPlan, workers: int) -> None:
+def check_batches(config: TrainConfig, sets: Sequence[PreparedSet], plan: BatchPlan, workers: int) -> None:
     """Raise InputError where batches have too few rows for that many workers, or to contrast any."""
+    _check_sizes(config.sets, plan, workers, "batch.size")
     for number, training_set in enumerate(config.sets):
-        sizes = plan.batch_sizes(number)
-        if min(sizes) < workers:
-            raise InputError(
-                f"give a larger batch.size or fewer compute.workers: a batch of the set {training_set.name!r} has "
-                f"{min(sizes)} rows for {workers} workers"
-            )
-        if max(sizes) == 1 and needs_other_rows(config.objective_of(training_set), training_set):
+        if max(plan.batch_sizes(number)) == 1 and needs_other_rows(config.objective_of(training_set), training_set):
             raise InputError(
                 f"give the set {training_set.name!r} more rows, or rows of more different texts: each of its batches "
                 "has one row (no text comes twice in a batch), and its loss learns from several"
+            )
+    if config.generation is not None:
+        generated = batch_plan(config, sets[len(config.sets) :], config.generation.size)
+        _check_sizes(config.generation.sets, generated, workers, "generation.size")
+
+
+def _check_sizes(sets: Sequence[TrainingSet], plan: BatchPlan, workers: int, key: str) -> None:
+    for number, training_set in enumerate(sets):
+        fewest = min(plan.batch_sizes(number))
+        if fewest < workers:
+            raise InputError(
+                f"give a larger {key} or fewer compute.workers: a batch of the set {training_set.name!r} has "
+                f"{fewest} rows for {workers} workers"
             )

@@ -61,6 +61,16 @@ def test_sets_that_teach_nothing_are_refused(
     assert not (tmp_path / "out" / "run.json").exists()  # mended, the config may have the same folder
 
 
+def test_generation_with_fewer_rows_than_workers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / "pairs.jsonl", topics(40))
+    generated = {"name": "answers", "path": str(path), "kind": "pairs"}
+    generation = {"sets": [generated], "size": 2}
+    config = write_train_config(tmp_path, generation=generation, evaluation=None, compute={"workers": 3})
+    assert run_job("train", config) == 2
+    error = capsys.readouterr().err
+    assert "give a larger generation.size or fewer compute.workers: a batch of the set 'answers' has 2 rows" in error
+
+
 @pytest.mark.slow
 def test_bad_rows_are_counted_in_the_report_and_large_ones_cut(tmp_path: Path) -> None:
     huge = "word " * 200_000
