@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ import numpy as np
 
 from benchmarks.engine import RECIPES, machine
 
-OURS, THEIRS = "ours", "sentence-transformers"
+OURS, THEIRS, UNTRAINED = "ours", "sentence-transformers", "untrained"
 TEMPERATURE, WEIGHT_DECAY, WARMUP = 0.05, 0.01, 0.1
 SEED = 0
 
@@ -199,7 +198,55 @@ def scored(model: str, arguments: argparse.Namespace) -> Any:
     return rows_as_retrieval(queries, documents, rows.hashes(numbers))
 
 
+def in_turns(arguments: argparse.Namespace, folder: str) -> dict[str, np.ndarray]:
+    """Both trained, models in the folder; of each, per turn: seconds, CPU seconds, pairs. Shape [turns, 3]."""
+    context = multiprocessing.get_context("spawn")
+    connections: dict[str, Connection] = {}
+    for engine in (OURS, THEIRS):
+        connections[engine], theirs = context.Pipe()
+        context.Process(target=work, args=(theirs, engine, arguments, f"{folder}/{engine}"), daemon=True).start()
+        theirs.close()  # so that a process that dies is seen as the end of its pipe
+    turns: dict[str, list[tuple[float, float, int]]] = {engine: [] for engine in connections}
+    for _ in range(arguments.steps // arguments.turn):
+        for engine, connection in connections.items():
+            connection.send("go")
+            turns[engine].append(connection.recv())
+    for connection in connections.values():
+        connection.send("go")
+        connection.recv()
+    return {engine: np.array(values, np.float64)[1:] for engine, values in turns.items()}  # the first one warms up
+
+
+def speeds(ours: np.ndarray, theirs: np.ndarray) -> list[str]:
+    """Cells of the table: pairs a second and a CPU second, and their ratios to theirs."""
+    rates, their_rates = (turns[:, 2:] / turns[:, :2] for turns in (ours, theirs))
+    ratios = rates / their_rates
+    return [f"{median:.1f}" for median in np.median(rates, axis=0)] + [
+        f"{median:.2f} ({least:.2f}-{most:.2f})"
+        for median, least, most in zip(np.median(ratios, axis=0), ratios.min(axis=0), ratios.max(axis=0), strict=True)
+    ]
+
+
+def print_results(turns: dict[str, np.ndarray], outcomes: dict[str, Any]) -> None:
+    """The table, and the difference between the two."""
+    from operators.evaluation.statistics import Resampling, compare, intervals
+
+    def against(reference: str, name: str) -> str:
+        gain = compare(outcomes[reference], outcomes[name], Resampling())["ndcg_at_10"]
+        return f"{gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}, p {gain.p_value:.3f})"
+
+    print("| trainer | pairs/s | pairs/CPU-s | to sentence-transformers | same, CPU time | nDCG@10 held back | gain |")
+    print("|---|---|---|---|---|---|---|")
+    for name, outcome in outcomes.items():
+        bounds = intervals(outcome, Resampling())["ndcg_at_10"]
+        cells = [name, *(speeds(turns[name], turns[THEIRS]) if name in turns else [""] * 4)]
+        cells += [f"{outcome.metrics['ndcg_at_10']:.4f} ({bounds.low:.4f}-{bounds.high:.4f})"]
+        print(f"| {' | '.join([*cells, against(UNTRAINED, name)])} |")
+    print(f"\nours less theirs: {against(THEIRS, OURS)}")
+
+
 def main() -> None:
+    """Train in turns, score, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="minilm", help="a recipe of configs/models")
     parser.add_argument("--data", type=Path, required=True, help="JSON lines with query and positive")
@@ -213,61 +260,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each contender")
     arguments = parser.parse_args()
-    from operators.evaluation.statistics import Resampling, compare, intervals
-
     with tempfile.TemporaryDirectory() as folder:
         arguments.folder = f"{folder}/sets"
         ready(arguments, "train")
-        context = multiprocessing.get_context("spawn")
-        connections: dict[str, Connection] = {}
-        for engine in (OURS, THEIRS):
-            connections[engine], theirs = context.Pipe()
-            context.Process(target=work, args=(theirs, engine, arguments, f"{folder}/{engine}"), daemon=True).start()
-            theirs.close()  # so that a process that dies is seen as the end of its pipe
-        turns: dict[str, list[tuple[float, float, int]]] = {engine: [] for engine in connections}
-        for _ in range(arguments.steps // arguments.turn):
-            for engine, connection in connections.items():
-                connection.send("go")
-                turns[engine].append(connection.recv())
-        for connection in connections.values():
-            connection.send("go")
-            connection.recv()
-        models = {"untrained": arguments.model} | {engine: f"{folder}/{engine}" for engine in connections}
+        turns = in_turns(arguments, folder)
+        models = {UNTRAINED: arguments.model} | {engine: f"{folder}/{engine}" for engine in turns}
         outcomes = {name: scored(model, arguments) for name, model in models.items()}
     print(f"### {date.today()}: {machine()}\n`python -m benchmarks.train {' '.join(sys.argv[1:])}`\n")
-    print("| trainer | pairs/s | pairs/CPU-s | to sentence-transformers | same, CPU time | nDCG@10 held back | gain |")
-    print("|---|---|---|---|---|---|---|")
-    for name, outcome in outcomes.items():
-        bounds, gain = (
-            intervals(outcome, Resampling())["ndcg_at_10"],
-            compare(outcomes["untrained"], outcome, Resampling()),
-        )
-        cells = [name, "", "", "", ""]
-        if name in turns:
-            # the first turn loads and warms up
-            walls, cpus, pairs = (np.array(values[1:], np.float64) for values in zip(*turns[name], strict=True))
-            their_walls, their_cpus, their_pairs = (
-                np.array(values[1:], np.float64) for values in zip(*turns[THEIRS], strict=True)
-            )
-            wall_ratios = (pairs / walls) / (their_pairs / their_walls)
-            cpu_ratios = (pairs / cpus) / (their_pairs / their_cpus)
-            cells[1:] = [
-                f"{statistics.median(pairs / walls):.1f}",
-                f"{statistics.median(pairs / cpus):.1f}",
-                f"{statistics.median(wall_ratios):.2f} ({min(wall_ratios):.2f}-{max(wall_ratios):.2f})",
-                f"{statistics.median(cpu_ratios):.2f} ({min(cpu_ratios):.2f}-{max(cpu_ratios):.2f})",
-            ]
-        score = outcome.metrics["ndcg_at_10"]
-        more = gain["ndcg_at_10"]
-        cells += [
-            f"{score:.4f} ({bounds.low:.4f}-{bounds.high:.4f})",
-            f"{more.value:+.4f} ({more.low:+.4f} to {more.high:+.4f}, p {more.p_value:.3f})",
-        ]
-        print(f"| {' | '.join(cells)} |")
-    between = compare(outcomes[THEIRS], outcomes[OURS], Resampling())["ndcg_at_10"]
-    print(
-        f"\nours less theirs: {between.value:+.4f} ({between.low:+.4f} to {between.high:+.4f}, p {between.p_value:.3f})"
-    )
+    print_results(turns, outcomes)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ STEPS, EVERY = 400, 10
 KEEP = {"every": EVERY, "keep": STEPS}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_killed_at_random_moments(tmp_path: Path, workers: int) -> None:
-    sections = {"steps": STEPS, "checkpoints": KEEP, "evaluation": None}
+@pytest.mark.parametrize(("workers", "tuning"), [(1, {}), (2, {}), (2, {"sharding": "fsdp2"})])
+def test_workers_killed_at_random_moments(tmp_path: Path, workers: int, tuning: dict[str, str]) -> None:
+    sections = {"steps": STEPS, "checkpoints": KEEP, "evaluation": None, "tuning": tuning}
     compute = {"workers": workers, "cpus_per_worker": 1, "max_failures": -1}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     kills: list[int] = []
