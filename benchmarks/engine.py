@@ -125,7 +125,7 @@ class Theirs:
         import torch
 
         from operators.embedder import checkpoint
-        from operators.embedder.recipe import load_recipe
+        from operators.embedder.recipe_files import load_recipe
 
         torch.set_num_threads(contender.threads)
         recipe = load_recipe(model, RECIPES)

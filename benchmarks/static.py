@@ -33,7 +33,7 @@ def embed_with(engine: str, model: str, texts: list[str], threads: int) -> Calla
         import sentence_transformers
         import torch
 
-        from operators.embedder.recipe import load_recipe
+        from operators.embedder.recipe_files import load_recipe
 
         torch.set_num_threads(threads)
         folder = load_recipe(model, RECIPES).checkpoint

@@ -102,7 +102,7 @@ def train_theirs(arguments: argparse.Namespace, folder: Path, turn: Any) -> None
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
     from operators.embedder.checkpoint import locate
-    from operators.embedder.recipe import load_recipe
+    from operators.embedder.recipe_files import load_recipe
 
     _, rows = ready(arguments, "train")
     plan = batch_plan(rows, arguments)

@@ -15,7 +15,7 @@ from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
 from operators.training.batch_plan import BatchPlan, PlannedSet
 from operators.training.encoder import Encoder, Reader
-from operators.training.objective_config import default_objective
+from operators.training.objective_choice import default_objective
 from operators.training.optimization import Optimization
 from operators.training.passes import VectorPasses
 from operators.training.rank_batches import RankBatches, ReadySet

@@ -12,7 +12,7 @@ from operators.corpus.inspect import inspect_source
 from operators.embedder.fingerprint import mapping_digest
 from operators.embedder.spec import EmbedderSpec, verified_folder
 from operators.embedder.vision.facts import vision_facts
-from operators.embedder.vision.settings import VISION_KINDS
+from operators.embedder.recipe import VISION_KINDS
 from operators.embedder.windows import check_late
 from operators.errors import InputError
 from operators.fragment import SourceFile

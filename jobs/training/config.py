@@ -10,7 +10,8 @@ from operators.teachers.config import Teacher
 from operators.training.forecast.config import ForecastConfig
 from operators.training.generation import Generation
 from operators.training.language_config import LanguageLoss
-from operators.training.objective_config import Objective, default_objective, fault_of, teachers_of
+from operators.training.objective_choice import default_objective, fault_of
+from operators.training.objective_config import Objective, teachers_of
 from operators.training.optimization import Optimization
 from operators.training.sets import TrainingSet
 from operators.training.tracking import Tracking

@@ -18,7 +18,8 @@ from operators.errors import InputError
 from operators.evaluation.encoding import Prompted
 from operators.storage import Location, locate
 from operators.training.batch_plan import BatchPlan
-from operators.training.objective_config import Objective, fault_of_sparse, needs_other_rows
+from operators.training.objective_choice import fault_of_sparse, needs_other_rows
+from operators.training.objective_config import Objective
 from operators.training.sets import Side, TrainingSet
 
 MODEL_FOLDER, CHECKPOINTS = "model", "checkpoints"

@@ -19,11 +19,9 @@ from operators.embedder.head_files import DIMS
 from operators.embedder.readings import PoolOver
 from operators.embedder.sparse.settings import SparseHead
 from operators.embedder.static.settings import WordVectors
-from operators.embedder.templates import Template, TextStyle, as_tuple
-from operators.embedder.vision.settings import check_vision
+from operators.embedder.templates import TEXT, Template, TextStyle, as_tuple
 from operators.errors import InputError
 
-OWN_RECIPE = "recipe.yaml"  # in a checkpoint folder: says more than any layout can
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "token", "latent_attention", "own", "none"]
 
@@ -57,6 +55,27 @@ class Prepend(BaseModel):
     exit_layer: int = Field(ge=2, description="the first layer ahead of which it is not set any more")
 
 
+VISION_KINDS = ("two_towers", "vision_llm")
+# What of a recipe such a model has; of the rest it has the defaults
+_OF_VISION = {
+    "kind",
+    "checkpoint",
+    "revision",
+    "pooling",
+    "normalize",
+    "max_tokens",
+    "prompts",
+    "join",
+    "task",
+    "text_style",
+    "end_token",
+    "pad_token",
+    "image_prompt",
+    "image_text_prompt",
+    "dims",
+    "default_dims",
+    "compute_dtype",
+}
 # What of a recipe a static embedder has
 _OF_STATIC = {
     "kind",
@@ -182,7 +201,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        check_vision(self)
+        _check_vision(self)
         if (self.pooling == "token") != (self.pooled_token is not None):
             raise ValueError("pooling: token and pooled_token belong together")
         if (self.pooling == "latent_attention") != (self.latent_attention is not None):
@@ -202,6 +221,32 @@ class Recipe(BaseModel):
         if any(DIMS in name for name in self.head) and not (self.dims and self.default_dims):
             raise ValueError(f"a head with {DIMS} in its name needs dims and default_dims")
         return self
+
+
+def _check_vision(recipe: Recipe) -> None:
+    """Raise ValueError naming the keys of a recipe that do not belong together."""
+    if (recipe.kind == "two_towers") != (recipe.pooling == "own"):
+        raise ValueError("kind: two_towers and pooling: own belong together")
+    if recipe.pad_token is not None and recipe.kind != "two_towers":
+        raise ValueError("pad_token is for kind: two_towers")
+    if (recipe.kind == "vision_llm") != (recipe.image_prompt is not None):
+        raise ValueError("kind: vision_llm and image_prompt belong together")
+    if recipe.image_prompt is not None and TEXT in recipe.image_prompt:
+        raise ValueError("image_prompt is for an image alone: a prompt with {text} is an image_text_prompt")
+    if recipe.image_text_prompt is not None and (
+        recipe.image_prompt is None or recipe.image_text_prompt.count(TEXT) != 1
+    ):
+        raise ValueError("image_text_prompt has to hold {text} once, and needs image_prompt")
+    if recipe.kind not in VISION_KINDS:
+        return
+    if recipe.pooling not in ("own", "last", "mean"):
+        raise ValueError(f"kind: {recipe.kind} has pooling own, last or mean, not {recipe.pooling}")
+    defaults = type(recipe).model_fields
+    others = [key for key, value in recipe if key not in _OF_VISION and value != defaults[key].default]
+    if others:
+        raise ValueError(f"kind: {recipe.kind} is embedded as trained: leave out {', '.join(others)}")
+    if any(not isinstance(prompt, str) for prompt in recipe.prompts.values()):
+        raise ValueError(f"kind: {recipe.kind} has one prompt a role, not a list")
 
 
 class EmbedderConfig(BaseModel):
@@ -241,70 +286,3 @@ def check_template(recipe: Recipe, template: Template, key: str) -> None:
         raise InputError(f"{key} has {{text}} twice, which needs join: apart")
     if template.suffix and recipe.pool_over == "text":
         raise InputError(f"{key} has text after {{text}}: pool_over: text then needs join: apart")
-
-
-def load_recipe(model: str, recipes_dir: Path) -> Recipe:
-    """The recipe that `model` names: a recipe in `recipes_dir`, a .yaml file, a checkpoint folder, or a hub id."""
-    if model.endswith((".yaml", ".yml")):
-        return _recipe_file(Path(model).expanduser())
-    named = recipes_dir / f"{model}.yaml"
-    if re.fullmatch(r"[\w.-]+", model) and named.is_file():
-        return _recipe_file(named)
-    if model.startswith(checkpoint.PACKAGE_PREFIX):
-        return _folder_recipe(model, checkpoint.package_folder(model))
-    if remote_folder.is_url(model):
-        folder = checkpoint.locate_root(model, weights=False)
-        if not (folder / OWN_RECIPE).is_file():
-            return _folder_recipe(model, folder)
-        return _recipe_file(folder / OWN_RECIPE).model_copy(update={"checkpoint": model})
-    folder = Path(model).expanduser()
-    if (folder / OWN_RECIPE).is_file():  # of a model that was trained here
-        return _recipe_file(folder / OWN_RECIPE)
-    if folder.is_dir():
-        return _folder_recipe(str(folder.resolve()), folder)
-    if checkpoint.is_hub_id(model):
-        return _folder_recipe(model, checkpoint.snapshot(model, None, weights=False))
-    names = ", ".join(sorted(path.stem for path in recipes_dir.glob("*.yaml"))) or "none"
-    raise InputError(
-        f"unknown model {model!r}: give one of the recipes in {recipes_dir} ({names}), a recipe file (.yaml), "
-        "a checkpoint folder (sentence-transformers or Hugging Face layout), or a hub id (owner/name)"
-    )
-
-
-def _recipe_file(path: Path) -> Recipe:
-    if not path.is_file():
-        raise InputError(f"recipe file {path} does not exist")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe {path} is not YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"recipe {path} has to be a mapping of keys, such as checkpoint and pooling")
-    _resolve(fields, "checkpoint", path.parent)
-    if isinstance(settings := fields.get("word_vectors"), dict):
-        for key in ("frequencies", "remove_component_of"):
-            _resolve(settings, key, path.parent)
-    if isinstance(adapters := fields.get("adapters"), list):
-        fields["adapters"] = [_resolved(str(name), path.parent) for name in adapters]
-    try:
-        return Recipe(**fields)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        where = f"key {key!r}: {first['msg']}, got {first['input']!r}" if key else first["msg"]
-        raise InputError(f"recipe {path}: {where}") from error
-
-
-def _resolve(fields: dict[str, object], key: str, folder: Path) -> None:
-    if fields.get(key):
-        fields[key] = _resolved(str(fields[key]), folder)
-
-
-def _resolved(name: str, folder: Path) -> str:
-    """A path that leads from the recipe to something, made absolute, so that both can be moved together."""
-    inside = folder / name
-    return str(inside.resolve()) if inside.exists() else name
-
-
-def _folder_recipe(name: str, folder: Path) -> Recipe:
-    return Recipe(checkpoint=name, **layouts.read_folder(folder))

@@ -10,7 +10,7 @@ they are loaded) by doing without, which has to make a difference.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +25,9 @@ from operators.embedder.prepending import TokenPrepending
 from operators.embedder.recipe import Recipe
 from operators.embedder.spec import EmbedderSpec
 from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.vectors import Vectors
 from operators.embedder.windows import Windows, tokenize_documents
 from operators.errors import InputError
-
-if TYPE_CHECKING:
-    from operators.embedder.engine import Embedder
-    from operators.embedder.sparse.engine import SparseEmbedder
-    from operators.embedder.vectors import Vectors
-    from operators.embedder.vision.language_model import VisionLanguageEmbedder
-    from operators.embedder.vision.towers import TwoTowerEmbedder
 
 # Lengths far apart, so that together the short ones are mostly padding; and sorting them by length is a permutation
 # that is not its own inverse, so that rows put back the wrong way round are seen
@@ -48,6 +42,23 @@ MIN_COSINE = {"float32": 1 - 1e-5, "float16": 0.999, "bfloat16": 0.99}
 NORM_TOLERANCE = 1e-4
 PROBE_TOKENS = 16
 DAMAGED = "self-test: the model gives NaN, infinite or zero vectors: its weights are damaged"
+
+
+class Checked(Protocol):
+    """A loaded embedder of any kind."""
+
+    spec: EmbedderSpec
+    device: torch.device
+
+    def __call__(self, inputs: pa.Array, /) -> Vectors:
+        """Vectors of prepared inputs."""
+
+
+class CheckedOnChunks(Checked, Protocol):
+    """One that pools chunks late, too."""
+
+    def of_chunks(self, windows: Windows) -> Vectors:
+        """Vectors of the chunks that windows have."""
 
 
 def texts() -> pa.StringArray:
@@ -146,7 +157,7 @@ def check_attention(
     return causal
 
 
-def check(embedder: Embedder | SparseEmbedder | TwoTowerEmbedder | VisionLanguageEmbedder, ids: pa.Array) -> None:
+def check(embedder: Checked, ids: pa.Array) -> None:
     """Raise InputError naming the fault unless `embedder` gives the known texts (token ids) the vectors it should."""
     name = f"{embedder.spec.model} on {embedder.device.type}"
     together = embedder(ids)
@@ -177,7 +188,7 @@ def check(embedder: Embedder | SparseEmbedder | TwoTowerEmbedder | VisionLanguag
         raise InputError(f"{name}: self-test: different texts get the same vector: check pooling and attention")
 
 
-def check_chunks(embedder: Embedder, tokenizer: Tokenizer) -> None:
+def check_chunks(embedder: CheckedOnChunks, tokenizer: Tokenizer) -> None:
     """Raise InputError unless the halves of the known texts, pooled late, have the same vectors alone and together."""
     halves = [(text, np.array([[0, len(text) // 2], [len(text) // 2, len(text)]])) for text in TEXTS]
     windows = Windows.of_table(pa.table(tokenize_documents(halves, tokenizer, overlap=0).columns()))

@@ -23,7 +23,8 @@ import yaml
 from operators.embedder import checkpoint
 from operators.embedder.fingerprint import TOKENIZER_FILES
 from operators.embedder.heads import Dense
-from operators.embedder.recipe import OWN_RECIPE, Recipe
+from operators.embedder.recipe import Recipe
+from operators.embedder.recipe_files import OWN_RECIPE
 from operators.training.encoder import Encoder
 
 _MODES = {"mean": "mean", "cls": "cls", "last": "lasttoken", "weighted_mean": "weightedmean"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.training.language_config import CausalLm, Weighting
-from operators.training.objective_config import fault_of
+from operators.training.objective_choice import fault_of
 from operators.training.sets import TrainingSet
 
 

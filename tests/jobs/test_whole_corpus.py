@@ -31,7 +31,7 @@ def reference() -> dict[str, NDArray[np.float32]]:
     """Vectors of a random sample of documents by sentence-transformers in float32."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from operators.embedder import checkpoint
-    from operators.embedder.recipe import load_recipe
+    from operators.embedder.recipe_files import load_recipe
 
     recipe = load_recipe("minilm", ROOT / "configs" / "models")
     with gzip.open(PASSAGES, "rt") as lines:

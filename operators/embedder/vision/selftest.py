@@ -7,7 +7,6 @@ a batch then mixes both, with texts of different lengths and images of different
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +16,6 @@ from operators.embedder import selftest
 from operators.embedder.spec import EmbedderSpec
 from operators.embedder.vision.reading import ImageReader
 from operators.errors import InputError
-
-if TYPE_CHECKING:
-    from operators.embedder.vision.language_model import VisionLanguageEmbedder
-    from operators.embedder.vision.towers import TwoTowerEmbedder
 
 SIZES = ((96, 64), (40, 120), (64, 64))  # (width, height): landscape, portrait, square
 
@@ -40,7 +35,7 @@ def known_inputs(reader: ImageReader, spec: EmbedderSpec) -> pa.StructArray:
     return pa.StructArray.from_arrays([rows.input_ids, rows.pixels], ["input_ids", "pixels"])
 
 
-def check(embedder: TwoTowerEmbedder | VisionLanguageEmbedder, rows: pa.StructArray) -> None:
+def check(embedder: selftest.Checked, rows: pa.StructArray) -> None:
     """Raise InputError naming the fault unless the known inputs get the vectors they should."""
     selftest.check(embedder, rows)
     values_ND = embedder(rows.slice(len(selftest.TEXTS), len(SIZES))).values_ND

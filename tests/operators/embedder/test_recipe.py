@@ -15,7 +15,8 @@ import sentence_transformers
 import yaml
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from operators.embedder.recipe import EmbedderConfig, Recipe, load_recipe
+from operators.embedder.recipe import EmbedderConfig, Recipe
+from operators.embedder.recipe_files import load_recipe
 from operators.embedder.spec import EmbedderSpec, embedder_spec, templates_of, verified_folder
 from operators.embedder.templates import Template
 from operators.errors import InputError

@@ -14,7 +14,8 @@ import transformers
 import yaml
 
 from operators.embedder.engine import Embedder
-from operators.embedder.recipe import EmbedderConfig, load_recipe
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.recipe_files import load_recipe
 from operators.embedder.spec import embedder_spec
 from operators.errors import InputError
 from tests import checkpoints

@@ -14,7 +14,8 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import OWN_RECIPE, EmbedderConfig
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.recipe_files import OWN_RECIPE
 from operators.embedder.spec import embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
 from operators.embedder.choice import flops_of, load_embedder
-from operators.embedder.recipe import EmbedderConfig, load_recipe
+from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.recipe_files import load_recipe
 from operators.embedder.spec import embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError

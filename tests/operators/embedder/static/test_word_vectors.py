@@ -260,7 +260,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_glove_recipe_splits_as_its_authors(tmp_path: Path) -> None:
-    from operators.embedder.recipe import load_recipe
+    from operators.embedder.recipe_files import load_recipe
     from operators.embedder.static.conversion import word_tokenizer
 
     settings = load_recipe("glove-6b-300", RECIPES).word_vectors

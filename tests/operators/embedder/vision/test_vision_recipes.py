@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from operators.embedder.choice import flops_of, load_embedder
-from operators.embedder.recipe import EmbedderConfig, Recipe, load_recipe
+from operators.embedder.recipe import EmbedderConfig, Recipe
+from operators.embedder.recipe_files import load_recipe
 from operators.embedder.spec import embedder_spec
 from operators.errors import InputError
 from tests.checkpoints import tiny_bert
