@@ -36,9 +36,9 @@ def ready(arguments: argparse.Namespace, split: str) -> tuple[Any, Any]:
     from operators.corpus.units import PACK_BELOW_BYTES, plan_units
     from operators.storage import locate
     from operators.storage.cache import Cache
-    from operators.training.counts import RowCounts
-    from operators.training.prepared import PreparedRows, prepare_unit, read_manifest, write_manifest
-    from operators.training.sets import TrainingSet, typed_columns
+    from operators.training.config.sets import TrainingSet, typed_columns
+    from operators.training.data.counts import RowCounts
+    from operators.training.data.prepared import PreparedRows, prepare_unit, read_manifest, write_manifest
 
     chosen = TrainingSet.model_validate(
         {"name": "pairs", "path": str(arguments.data), "kind": "pairs", "dev_fraction": 0.1}
@@ -57,7 +57,7 @@ def ready(arguments: argparse.Namespace, split: str) -> tuple[Any, Any]:
 
 def batch_plan(rows: Any, arguments: argparse.Namespace) -> Any:
     """The batches of both."""
-    from operators.training.batch_plan import BatchPlan, PlannedSet
+    from operators.training.data.batch_plan import BatchPlan, PlannedSet
 
     return BatchPlan([PlannedSet("pairs", len(rows), None, rows.hashes)], arguments.batch, SEED)
 
@@ -68,15 +68,15 @@ def train_ours(arguments: argparse.Namespace, folder: Path) -> Iterator[int]:
 
     from operators.embedder.recipe import EmbedderConfig
     from operators.embedder.spec import embedder_spec
-    from operators.training.encoder import Encoder, Reader
-    from operators.training.export import export
-    from operators.training.objective_config import InfoNce
-    from operators.training.optimization import Optimization
-    from operators.training.passes import VectorPasses
-    from operators.training.rank_batches import RankBatches, ReadySet
-    from operators.training.set_objective import SetObjective
-    from operators.training.step import TrainStep
-    from operators.training.tuning import Tuning
+    from operators.training.config.objectives import InfoNce
+    from operators.training.config.tuning import Tuning
+    from operators.training.model.encoder import Encoder, Reader
+    from operators.training.model.export import export
+    from operators.training.objectives.set_objective import SetObjective
+    from operators.training.steps.optimization import Optimization
+    from operators.training.steps.passes import VectorPasses
+    from operators.training.steps.rank_batches import RankBatches, ReadySet
+    from operators.training.steps.step import TrainStep
 
     chosen, rows = ready(arguments, "train")
     spec = embedder_spec(arguments.model, EmbedderConfig(max_tokens=arguments.max_tokens), RECIPES)
@@ -184,7 +184,7 @@ def scored(model: str, arguments: argparse.Namespace) -> Any:
     from operators.embedder.recipe import EmbedderConfig
     from operators.embedder.spec import embedder_spec
     from operators.embedder.tokenizing import Tokenizer
-    from operators.training.evaluating import rows_as_retrieval
+    from operators.training.judging.evaluating import rows_as_retrieval
 
     _, rows = ready(arguments, "dev")
     numbers = np.arange(len(rows))

@@ -34,19 +34,19 @@ from operators.embedder.flops import Flops
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
 from operators.embedder.tokenizing import Tokenizer
-from operators.training.batch_plan import PlannedBatch
-from operators.training.candidates import text_hashes
-from operators.training.encoder import Encoder, Reader
-from operators.training.gathering import RankRows
-from operators.training.micro_batches import micro_batches
-from operators.training.objective_config import InfoNce
-from operators.training.optimization import Optimization
-from operators.training.passes import VectorPasses
-from operators.training.rank_batches import RankBatch
-from operators.training.set_objective import RowFacts, SetObjective
-from operators.training.sets import TrainingSet
-from operators.training.step import TrainStep
-from operators.training.tuning import Lora, Tuning
+from operators.training.config.objectives import InfoNce
+from operators.training.config.sets import TrainingSet
+from operators.training.config.tuning import Lora, Tuning
+from operators.training.data.batch_plan import PlannedBatch
+from operators.training.data.candidates import text_hashes
+from operators.training.model.encoder import Encoder, Reader
+from operators.training.objectives.gathering import RankRows
+from operators.training.objectives.set_objective import RowFacts, SetObjective
+from operators.training.steps.micro_batches import micro_batches
+from operators.training.steps.optimization import Optimization
+from operators.training.steps.passes import VectorPasses
+from operators.training.steps.rank_batches import RankBatch
+from operators.training.steps.step import TrainStep
 
 MAX_TOKENS = 512
 UNCOUNTED = 2  # steps: kernels are loaded, and memory is found

@@ -46,18 +46,18 @@ def measure(arguments: argparse.Namespace, batch: int, folder: Path) -> None:
     from operators.embedder.spec import embedder_spec
     from operators.storage import locate
     from operators.storage.cache import Cache
-    from operators.training.batch_plan import BatchPlan, PlannedSet
-    from operators.training.counts import RowCounts
-    from operators.training.encoder import Encoder, Reader
-    from operators.training.objective_config import InfoNce
-    from operators.training.optimization import Optimization
-    from operators.training.passes import VectorPasses
-    from operators.training.prepared import PreparedRows, prepare_unit, write_manifest
-    from operators.training.rank_batches import RankBatches, ReadySet
-    from operators.training.set_objective import SetObjective
-    from operators.training.sets import TrainingSet, typed_columns
-    from operators.training.step import TrainStep
-    from operators.training.tuning import Tuning
+    from operators.training.config.objectives import InfoNce
+    from operators.training.config.sets import TrainingSet, typed_columns
+    from operators.training.config.tuning import Tuning
+    from operators.training.data.batch_plan import BatchPlan, PlannedSet
+    from operators.training.data.counts import RowCounts
+    from operators.training.data.prepared import PreparedRows, prepare_unit, write_manifest
+    from operators.training.model.encoder import Encoder, Reader
+    from operators.training.objectives.set_objective import SetObjective
+    from operators.training.steps.optimization import Optimization
+    from operators.training.steps.passes import VectorPasses
+    from operators.training.steps.rank_batches import RankBatches, ReadySet
+    from operators.training.steps.step import TrainStep
 
     torch.set_num_threads(arguments.threads)
     chosen = TrainingSet(name="pairs", path=str(folder / "pairs.jsonl"), kind="pairs")

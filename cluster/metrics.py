@@ -33,7 +33,7 @@ class FragmentCounts(Protocol):
 
 
 class StepCounts(Protocol):
-    """One step of a training, of all its workers; `operators.training.curve.StepMetrics` is one."""
+    """One step of a training, of all its workers; `operators.training.record.curve.StepMetrics` is one."""
 
     @property
     def loss(self) -> float: ...

@@ -25,7 +25,7 @@ from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.errors import InputError
 from operators.storage import Location, exists, locate, upload_folder, write_whole
 from operators.storage.cache import Cache
-from operators.training.student_config import Student
+from operators.training.config.student import Student
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def _student(config: Config) -> Location:
 
 
 def _make(spec: EmbedderSpec, student: Student, texts: tuple[str, ...], folder: Location) -> tuple[int, ...]:
-    from operators.training.student import make_student
+    from operators.training.model.student import make_student
 
     with tempfile.TemporaryDirectory(prefix="embedfleet-student-") as made:
         layers = make_student(spec, student, Path(made), texts)

@@ -14,20 +14,20 @@ import yaml
 
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.training.batch_plan import BatchPlan, PlannedSet
-from operators.training.encoder import Encoder, Reader, Role
-from operators.training.flops_config import FlopsRegularisation
-from operators.training.language_config import CausalLm, LanguageLoss, Mntp
-from operators.training.language_passes import LanguagePasses
-from operators.training.objective_config import InfoNce
-from operators.training.optimization import Optimization
-from operators.training.passes import GritPasses, Passes, VectorPasses
-from operators.training.rank_batches import RankBatches, ReadySet
-from operators.training.set_objective import SetObjective
-from operators.training.sets import TrainingSet
-from operators.training.sparsity import Sparsity
-from operators.training.step import TrainStep
-from operators.training.tuning import Tuning
+from operators.training.config.flops import FlopsRegularisation
+from operators.training.config.language import CausalLm, LanguageLoss, Mntp
+from operators.training.config.objectives import InfoNce
+from operators.training.config.sets import TrainingSet
+from operators.training.config.tuning import Tuning
+from operators.training.data.batch_plan import BatchPlan, PlannedSet
+from operators.training.model.encoder import Encoder, Reader, Role
+from operators.training.objectives.set_objective import SetObjective
+from operators.training.objectives.sparsity import Sparsity
+from operators.training.steps.language_passes import LanguagePasses
+from operators.training.steps.optimization import Optimization
+from operators.training.steps.passes import GritPasses, Passes, VectorPasses
+from operators.training.steps.rank_batches import RankBatches, ReadySet
+from operators.training.steps.step import TrainStep
 from tests.checkpoints import WORDS
 from tests.operators.training.training_files import open_rows, prepare, write_rows
 

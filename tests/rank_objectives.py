@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from operators.training.gathering import (
+from operators.training.objectives.contrastive import GTE, Contrast, Hardness, Margin, info_nce
+from operators.training.objectives.distillation import cosine_distance, stella
+from operators.training.objectives.gathering import (
     RankRows,
     gathered,
     gathered_pairs,
@@ -18,9 +20,6 @@ from operators.training.gathering import (
     sum_gradients,
     sum_over_ranks,
 )
-from operators.training.grad_cache import Tower, cached_backward
-from operators.training.objectives.contrastive import GTE, Contrast, Hardness, Margin, info_nce
-from operators.training.objectives.distillation import cosine_distance, stella
 from operators.training.objectives.language import Targets, count_targets, grit, next_token
 from operators.training.objectives.matryoshka import matryoshka
 from operators.training.objectives.pairs import Pairs, pairs_of
@@ -29,6 +28,7 @@ from operators.training.objectives.scored import angle, cosent
 from operators.training.objectives.sparse import flops, flops_of_means
 from operators.training.objectives.temperature import LearnedTemperature
 from operators.training.objectives.triplet import triplet
+from operators.training.steps.grad_cache import Tower, cached_backward
 from tests.losses import random_rows
 
 B, N, D, L, V = 10, 2, 6, 5, 7

@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
-from operators.training import state
-from operators.training.encoder import Encoder, Reader
-from operators.training.evaluating import RankEmbedder
-from operators.training.sharding import one_rank_at_a_time, own_rows
-from operators.training.tuning import Tuning
+from operators.training.config.tuning import Tuning
+from operators.training.judging.evaluating import RankEmbedder
+from operators.training.model.encoder import Encoder, Reader
+from operators.training.model.sharding import one_rank_at_a_time, own_rows
+from operators.training.steps import state
 from tests.checkpoints import WORDS
 from tests.training_steps import FOLDER, RECIPES, make_step
 

@@ -13,16 +13,16 @@ from torch.distributed.tensor import DTensor
 
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
-from operators.training.batch_plan import BatchPlan, PlannedSet
-from operators.training.encoder import Encoder, Reader
-from operators.training.objective_choice import default_objective
-from operators.training.optimization import Optimization
-from operators.training.passes import VectorPasses
-from operators.training.rank_batches import RankBatches, ReadySet
-from operators.training.set_objective import SetObjective
-from operators.training.sets import TrainingSet
-from operators.training.step import TrainStep
-from operators.training.tuning import Tuning
+from operators.training.config.choice import default_objective
+from operators.training.config.sets import TrainingSet
+from operators.training.config.tuning import Tuning
+from operators.training.data.batch_plan import BatchPlan, PlannedSet
+from operators.training.model.encoder import Encoder, Reader
+from operators.training.objectives.set_objective import SetObjective
+from operators.training.steps.optimization import Optimization
+from operators.training.steps.passes import VectorPasses
+from operators.training.steps.rank_batches import RankBatches, ReadySet
+from operators.training.steps.step import TrainStep
 from tests.checkpoints import WORDS
 from tests.operators.training.training_files import open_rows, prepare, write_rows
 

@@ -6,9 +6,9 @@ from pydantic import Field
 
 from jobs.training.config import TrainConfig
 from operators.teachers.config import Teacher
-from operators.training.objective_config import Objective, Stella
-from operators.training.sets import TrainingSet
-from operators.training.student_config import Student
+from operators.training.config.objectives import Objective, Stella
+from operators.training.config.sets import TrainingSet
+from operators.training.config.student import Student
 
 
 class DistillConfig(TrainConfig):

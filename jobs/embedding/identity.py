@@ -10,9 +10,9 @@ from jobs.embedding.config import EmbedConfig
 from operators.corpus.chunking_config import CHUNKER_VERSION
 from operators.corpus.inspect import inspect_source
 from operators.embedder.fingerprint import mapping_digest
+from operators.embedder.recipe import VISION_KINDS
 from operators.embedder.spec import EmbedderSpec, verified_folder
 from operators.embedder.vision.facts import vision_facts
-from operators.embedder.recipe import VISION_KINDS
 from operators.embedder.windows import check_late
 from operators.errors import InputError
 from operators.fragment import SourceFile

@@ -25,7 +25,7 @@ from operators.storage.cache import Cache
 from operators.teachers.config import Teacher
 from operators.teachers.cost import TeacherCost, teacher_cost
 from operators.teachers.outputs import OutputManifest, TeacherRows, read_outputs, write_outputs
-from operators.training.prepared import Split
+from operators.training.data.prepared import Split
 
 logger = logging.getLogger(__name__)
 

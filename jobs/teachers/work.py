@@ -10,7 +10,7 @@ from operators.storage import Location
 from operators.teachers.config import Teacher
 from operators.teachers.outputs import OutputManifest, Piece, StoredPiece, cut_pieces, written_pieces
 from operators.teachers.spec import TeacherSpec, TextSpec, teacher_spec
-from operators.training.prepared import Split
+from operators.training.data.prepared import Split
 
 SPLITS: tuple[Split, ...] = ("train", "dev")
 

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from operators.errors import InputError
 from operators.storage import StorageError
-from operators.training.curve import Evaluated, StepMetrics
+from operators.training.record.curve import Evaluated, StepMetrics
 
 _LINE_SECONDS = 10.0
 _ASK_SECONDS = 1.0

@@ -22,10 +22,10 @@ from jobs.training.board import final_faults_told
 from jobs.training.run import CHECKPOINTS, TrainRun
 from operators.errors import InputError
 from operators.storage import Location, delete, delete_folder, download, iter_files, list_folder, upload
-from operators.training import state
-from operators.training.curve import Curve
-from operators.training.state import DamagedState
-from operators.training.step import TrainStep
+from operators.training.record.curve import Curve
+from operators.training.steps import state
+from operators.training.steps.state import DamagedState
+from operators.training.steps.step import TrainStep
 
 _CURVE = "curve.jsonl"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"

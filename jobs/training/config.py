@@ -7,15 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from jobs.training.sections import Batches, Checkpoints, Evaluating, PreparedSets, TrainCompute, TrainOutput
 from operators.embedder.recipe import EmbedderConfig
 from operators.teachers.config import Teacher
+from operators.training.config.choice import default_objective, fault_of
+from operators.training.config.generation import Generation
+from operators.training.config.language import LanguageLoss
+from operators.training.config.objectives import Objective, teachers_of
+from operators.training.config.sets import TrainingSet
+from operators.training.config.tuning import Tuning
 from operators.training.forecast.config import ForecastConfig
-from operators.training.generation import Generation
-from operators.training.language_config import LanguageLoss
-from operators.training.objective_choice import default_objective, fault_of
-from operators.training.objective_config import Objective, teachers_of
-from operators.training.optimization import Optimization
-from operators.training.sets import TrainingSet
-from operators.training.tracking import Tracking
-from operators.training.tuning import Tuning
+from operators.training.record.tracking import Tracking
+from operators.training.steps.optimization import Optimization
 
 
 class TrainConfig(BaseModel):

@@ -27,9 +27,10 @@ from operators.fragment import SourceFile, unit_from_dict
 from operators.guard import PATIENCE, Ledger
 from operators.storage import Location, locate
 from operators.storage.cache import Cache
-from operators.training.batch_plan import BatchPlan, PlannedSet
-from operators.training.counts import RowCounts
-from operators.training.prepared import (
+from operators.training.config.sets import TrainingSet, typed_columns
+from operators.training.data.batch_plan import BatchPlan, PlannedSet
+from operators.training.data.counts import RowCounts
+from operators.training.data.prepared import (
     Manifest,
     Part,
     PreparedRows,
@@ -38,7 +39,6 @@ from operators.training.prepared import (
     read_manifest,
     write_manifest,
 )
-from operators.training.sets import TrainingSet, typed_columns
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from jobs.training.run import CHECKPOINTS, TrainRun
 from jobs.training.sections import TrainCompute
 from jobs.training.worker import train_worker
 from operators.errors import InputError
-from operators.training.outcome import Trained
+from operators.training.record.outcome import Trained
 
 
 def fit(run: TrainRun, session: Session) -> Trained:

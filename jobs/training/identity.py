@@ -14,7 +14,7 @@ from operators.embedder.spec import EmbedderSpec
 from operators.errors import InputError
 from operators.storage import Location, create_exclusive, delete, read_bytes, redact
 from operators.teachers.spec import teacher_spec
-from operators.training.sets import TrainingSet
+from operators.training.config.sets import TrainingSet
 
 RUN_FILE = "run.json"
 

@@ -10,14 +10,14 @@ from jobs.training.run import TrainRun
 from operators.errors import InputError
 from operators.evaluation.scoring import read_task
 from operators.storage.cache import Cache
-from operators.training.encoder import Encoder, Reader, Role
-from operators.training.evaluating import Judged
-from operators.training.language_config import LanguageLoss
-from operators.training.language_evaluating import LanguageDev
-from operators.training.objective_config import InfoNce, Objective, VectorLoss
-from operators.training.prepared import Split
-from operators.training.rank_batches import RankBatches, ReadySet, Said
-from operators.training.sets import TrainingSet
+from operators.training.config.language import LanguageLoss
+from operators.training.config.objectives import InfoNce, Objective, VectorLoss
+from operators.training.config.sets import TrainingSet
+from operators.training.data.prepared import Split
+from operators.training.judging.evaluating import Judged
+from operators.training.judging.language import LanguageDev
+from operators.training.model.encoder import Encoder, Reader, Role
+from operators.training.steps.rank_batches import RankBatches, ReadySet, Said
 
 
 def set_reader(run: TrainRun, prepared: PreparedSet) -> Reader:

@@ -15,10 +15,10 @@ from jobs.training.run import MODEL_FOLDER, TrainRun
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
 from operators.storage import upload_folder
-from operators.training.encoder import Encoder
-from operators.training.export import export, says_it_all
-from operators.training.objective_config import Loss, Stella
-from operators.training.outcome import TrainedModel
+from operators.training.config.objectives import Loss, Stella
+from operators.training.model.encoder import Encoder
+from operators.training.model.export import export, says_it_all
+from operators.training.record.outcome import TrainedModel
 
 
 def trained_model(run: TrainRun, encoder: Encoder) -> TrainedModel:

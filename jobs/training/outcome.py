@@ -13,8 +13,8 @@ from operators.report.training_card import training_card
 from operators.report.training_page import training_page
 from operators.report.training_text import training_text
 from operators.storage import Location, read_bytes, write_whole
-from operators.training.batch_plan import BatchPlan
-from operators.training.outcome import Trained, TrainedSet, TrainingOutcome
+from operators.training.data.batch_plan import BatchPlan
+from operators.training.record.outcome import Trained, TrainedSet, TrainingOutcome
 
 REPORT, PAGE, CARD = "report.json", "report.html", "README.md"
 _VERSIONS = ("ray", "torch", "transformers", "peft", "pyarrow", "embedfleet")

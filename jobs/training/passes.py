@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from jobs.training.run import TrainRun
-from operators.training.denoising_passes import DenoisingPasses
-from operators.training.encoder import Encoder, Reader
-from operators.training.language_config import LanguageLoss, Mntp
-from operators.training.language_passes import LanguagePasses
-from operators.training.objective_config import InfoNce, Loss
-from operators.training.passes import GritPasses, Passes, VectorPasses
-from operators.training.set_objective import SetObjective
-from operators.training.sets import TrainingSet
-from operators.training.sparsity import Sparsity
+from operators.training.config.language import LanguageLoss, Mntp
+from operators.training.config.objectives import InfoNce, Loss
+from operators.training.config.sets import TrainingSet
+from operators.training.model.encoder import Encoder, Reader
+from operators.training.objectives.set_objective import SetObjective
+from operators.training.objectives.sparsity import Sparsity
+from operators.training.steps.denoising_passes import DenoisingPasses
+from operators.training.steps.language_passes import LanguagePasses
+from operators.training.steps.passes import GritPasses, Passes, VectorPasses
 
 
 def load_encoder(run: TrainRun, device: torch.device, sharded: bool = True) -> Encoder:

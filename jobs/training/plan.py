@@ -17,11 +17,11 @@ from operators.embedder.spec import EmbedderSpec
 from operators.errors import InputError
 from operators.report.forecast_text import training_plan_page, training_plan_text
 from operators.storage import locate, redact, write_whole
+from operators.training.config.sets import Side, TrainingSet
 from operators.training.forecast.lengths import first_rows
 from operators.training.forecast.method import Load, Method
 from operators.training.forecast.planning import plan_training
 from operators.training.forecast.shape import ModelShape
-from operators.training.sets import Side, TrainingSet
 
 
 def run(config: TrainConfig) -> int:

@@ -23,11 +23,11 @@ from jobs.training.run import TrainRun
 from operators.embedder.forward import default_batch_tokens
 from operators.embedder.starting import prepare_process
 from operators.storage import write_whole
-from operators.training.curve import Evaluated, StepMetrics
-from operators.training.encoder import Reader
-from operators.training.evaluating import RankEmbedder, UnfitEvaluation
-from operators.training.outcome import Trained
-from operators.training.step import TrainingDiverged, TrainStep, trained_parameters
+from operators.training.judging.evaluating import RankEmbedder, UnfitEvaluation
+from operators.training.model.encoder import Reader
+from operators.training.record.curve import Evaluated, StepMetrics
+from operators.training.record.outcome import Trained
+from operators.training.steps.step import TrainingDiverged, TrainStep, trained_parameters
 
 _DIVERGED = "diverged.jsonl"
 

@@ -12,9 +12,9 @@ from jobs.training.identity import public_config
 from jobs.training.run import TrainRun
 from operators.embedder.fingerprint import mapping_digest
 from operators.storage import delete, list_folder, upload
-from operators.training.curve import Curve, Evaluated, StepMetrics
-from operators.training.tensorboard import stale, write_events
-from operators.training.tracking import TrackedRun, trackers
+from operators.training.record.curve import Curve, Evaluated, StepMetrics
+from operators.training.record.tensorboard import stale, write_events
+from operators.training.record.tracking import TrackedRun, trackers
 
 _JOB = "train"
 _EVENTS = "tensorboard"

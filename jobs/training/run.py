@@ -17,10 +17,10 @@ from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.errors import InputError
 from operators.evaluation.encoding import Prompted
 from operators.storage import Location, locate
-from operators.training.batch_plan import BatchPlan
-from operators.training.objective_choice import fault_of_sparse, needs_other_rows
-from operators.training.objective_config import Objective
-from operators.training.sets import Side, TrainingSet
+from operators.training.config.choice import fault_of_sparse, needs_other_rows
+from operators.training.config.objectives import Objective
+from operators.training.config.sets import Side, TrainingSet
+from operators.training.data.batch_plan import BatchPlan
 
 MODEL_FOLDER, CHECKPOINTS = "model", "checkpoints"
 _TIMES = 10  # checkpoints and evaluations of a run, where the config does not say how often

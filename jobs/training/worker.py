@@ -13,8 +13,8 @@ from jobs.training.board import final_faults_told
 from jobs.training.rank import TrainWorker
 from jobs.training.run import TrainRun
 from operators.errors import InputError
-from operators.training.curve import Curve
-from operators.training.outcome import Trained
+from operators.training.record.curve import Curve
+from operators.training.record.outcome import Trained
 
 
 def train_worker(run: TrainRun, threads: int, board: Any) -> Trained:

@@ -5,15 +5,10 @@ model: NAME | FILE.yaml | FOLDER | HUB ID  -> Recipe  + EmbedderConfig  -> Embed
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Literal
 
-import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.embedder import checkpoint, layouts, remote_folder
 from operators.embedder.batching import Side
 from operators.embedder.head_files import DIMS
 from operators.embedder.readings import PoolOver

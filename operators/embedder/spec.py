@@ -15,14 +15,13 @@ from typing import Any
 from operators.embedder import checkpoint, fingerprint, layouts
 from operators.embedder.adapter_files import adapter_digest, pinned
 from operators.embedder.head_files import DIMS, head_weights, head_width
-from operators.embedder.recipe import EmbedderConfig, Recipe, check_template
+from operators.embedder.recipe import VISION_KINDS, EmbedderConfig, Recipe, check_template
 from operators.embedder.recipe_files import load_recipe
 from operators.embedder.sparse.settings import head_files
 from operators.embedder.static import folder as static_folder
 from operators.embedder.static.conversion import conversion_key, converted_folder
 from operators.embedder.templates import Template, as_tuple, filled, render_examples
 from operators.embedder.vision.facts import vision_facts
-from operators.embedder.recipe import VISION_KINDS
 from operators.errors import InputError
 
 logger = logging.getLogger(__name__)

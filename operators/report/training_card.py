@@ -26,7 +26,7 @@ from operators.report.training_text import (
     setting_rows,
     skipped_rows,
 )
-from operators.training.outcome import TrainingOutcome
+from operators.training.record.outcome import TrainingOutcome
 
 _CURVE_ROWS = 10
 CURVE_HEAD = ("steps", "loss", "learning rate", "gradient norm", "tokens/s")

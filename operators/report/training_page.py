@@ -15,7 +15,7 @@ from operators.report.training_text import (
     setting_rows,
     skipped_rows,
 )
-from operators.training.outcome import TrainingOutcome
+from operators.training.record.outcome import TrainingOutcome
 
 
 def training_page(outcome: TrainingOutcome) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from operators.report.figures import count
 from operators.report.plots import BLUE, INK, RED, SERIES, label, svg
-from operators.training.curve import Curve, StepMetrics
+from operators.training.record.curve import Curve, StepMetrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

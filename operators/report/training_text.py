@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from operators.report.figures import count, duration, percent, printable, size
-from operators.training.outcome import TrainingOutcome
+from operators.training.record.outcome import TrainingOutcome
 
 SET_HEAD = ("set", "kind", "objective", "train", "dev", "epochs", "left out of one", "skipped", "fingerprint")
 SKIPPED_HEAD = ("set", "reason", "rows", "of all", "for example")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from operators.embedder.recipe import ComputeDtype, EmbedderConfig
-from operators.training.sets import Side
+from operators.training.config.sets import Side
 
 Output = Literal["vectors", "scores"]
 QUERY, DOCUMENT, TASK = "{query}", "{document}", "{task}"

@@ -9,7 +9,7 @@ import numpy as np
 from operators.teachers.choice import load_reader
 from operators.teachers.outputs import PIECE_ROWS
 from operators.teachers.spec import TeacherSpec, TextSpec
-from operators.training.prepared import PreparedRows
+from operators.training.data.prepared import PreparedRows
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from operators.errors import InputError
 from operators.storage import Location, list_folder, read_bytes, write_whole
 from operators.storage.cache import Cache
 from operators.teachers.config import Output
-from operators.training.prepared import Split, StoredFile, by_part, store
+from operators.training.data.prepared import Split, StoredFile, by_part, store
 
 PIECE_ROWS = 2048  # the unit of work and retry: some 20,000 texts or pairs where K is 8
 

@@ -22,7 +22,7 @@ from operators.teachers.config import (
     ScorerTeacher,
     Teacher,
 )
-from operators.training.sets import Side, TrainingSet
+from operators.training.config.sets import Side, TrainingSet
 
 # Part of every fingerprint: raise it when a change of the code changes what the same teacher says
 OUTPUT_VERSION = 1

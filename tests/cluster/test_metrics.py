@@ -18,7 +18,7 @@ import ray
 from cluster.metrics import embed_metrics, train_metrics
 from cluster.session import connect
 from operators.fragment import Counts
-from operators.training.curve import StepMetrics
+from operators.training.record.curve import StepMetrics
 
 with connect():
     metrics = embed_metrics("job-1")

@@ -30,7 +30,7 @@ from operators.storage import iter_files, locate, write_whole
 from operators.storage.cache import Cache
 from operators.teachers.config import Teacher
 from operators.teachers.outputs import PIECE_ROWS
-from operators.training.prepared import Split
+from operators.training.data.prepared import Split
 from tests.checkpoints import tiny_bert, tiny_decoder
 from tests.operators.teachers.rows import teacher_of, text
 from tests.operators.teachers.test_cross_encoder import classifier

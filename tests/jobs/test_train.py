@@ -19,7 +19,7 @@ from operators.embedder.choice import load_embedder
 from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import embedder_spec
 from operators.embedder.tokenizing import Tokenizer
-from operators.training.curve import Curve
+from operators.training.record.curve import Curve
 from tests.checkpoints import WORDS, tiny_bert
 from tests.jobs.running import run_job, write_jsonl
 from tests.jobs.train_kills import kill_workers, losses_of, report_of

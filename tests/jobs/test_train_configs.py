@@ -11,8 +11,8 @@ import pytest
 from jobs.command_line import load_config
 from jobs.training.config import TrainConfig
 from operators.embedder.recipe_files import load_recipe
-from operators.training.objective_choice import fault_of_sparse
-from operators.training.objective_config import InfoNce
+from operators.training.config.choice import fault_of_sparse
+from operators.training.config.objectives import InfoNce
 
 CONFIGS = sorted(Path("configs/train").glob("*.yaml"))
 RECIPES = Path("configs/models")

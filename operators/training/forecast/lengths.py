@@ -7,8 +7,8 @@ import pyarrow as pa
 from operators.corpus.formats import Columns, read_extent
 from operators.corpus.listing import list_source
 from operators.corpus.units import PACK_BELOW_BYTES, plan_units
-from operators.training.cleaning import ROW_SCHEMA, clean
-from operators.training.sets import TrainingSet, typed_columns
+from operators.training.config.sets import TrainingSet, typed_columns
+from operators.training.data.cleaning import ROW_SCHEMA, clean
 
 
 def first_rows(training_set: TrainingSet, most: int, seed: int) -> pa.Table:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from operators.training.language_config import Weighting
+from operators.training.config.language import Weighting
 from operators.training.objectives.representations import BLOCK_NUMBERS, full_precision, sum_over_blocks
 
 IGNORED = -100

@@ -13,7 +13,7 @@ class LearnedTemperature(torch.nn.Module):
     """A temperature that is trained as the logarithm of its inverse (CLIP, arXiv 2103.00020), at least `lowest`.
 
     Its gradient is made with the representations', so under data parallelism it is summed like theirs
-    (operators.training.gathering); it belongs to no wrapped model.
+    (operators.training.objectives.gathering); it belongs to no wrapped model.
     """
 
     def __init__(self, temperature: float = 0.07, lowest: float = 0.01) -> None:

@@ -17,9 +17,9 @@ from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.embedder.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.storage import locate, upload_folder
-from operators.training.encoder import Encoder
-from operators.training.export import export
-from operators.training.tuning import Tuning
+from operators.training.config.tuning import Tuning
+from operators.training.model.encoder import Encoder
+from operators.training.model.export import export
 from tests.checkpoints import tiny_bert
 from tests.s3_servers import S3Server
 

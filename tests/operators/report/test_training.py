@@ -15,9 +15,9 @@ from operators.report.training_card import training_card
 from operators.report.training_page import training_page
 from operators.report.training_plots import binned, smoothed
 from operators.report.training_text import first_loss, last_loss, training_text
-from operators.training.counts import RowCounts
-from operators.training.curve import Curve, Evaluated, StepMetrics
-from operators.training.outcome import TrainedModel, TrainedSet, TrainingOutcome
+from operators.training.data.counts import RowCounts
+from operators.training.record.curve import Curve, Evaluated, StepMetrics
+from operators.training.record.outcome import TrainedModel, TrainedSet, TrainingOutcome
 
 
 def step(number: int, name: str, loss: float) -> StepMetrics:

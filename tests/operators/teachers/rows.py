@@ -12,8 +12,8 @@ from operators.teachers.choice import load_reader, load_teacher
 from operators.teachers.config import Teacher
 from operators.teachers.outputs import Outputs
 from operators.teachers.spec import TeacherSpec, teacher_spec
-from operators.training.cleaning import ROW_SCHEMA
-from operators.training.sets import TrainingSet
+from operators.training.config.sets import TrainingSet
+from operators.training.data.cleaning import ROW_SCHEMA
 from tests.checkpoints import WORDS
 
 RECIPES = Path("configs/models")

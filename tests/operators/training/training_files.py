@@ -15,9 +15,9 @@ from operators.corpus.listing import list_source
 from operators.corpus.units import PACK_BELOW_BYTES, plan_units
 from operators.storage import locate
 from operators.storage.cache import Cache
-from operators.training.counts import RowCounts
-from operators.training.prepared import Manifest, PreparedRows, Split, prepare_unit, write_manifest
-from operators.training.sets import TrainingSet, typed_columns
+from operators.training.config.sets import TrainingSet, typed_columns
+from operators.training.data.counts import RowCounts
+from operators.training.data.prepared import Manifest, PreparedRows, Split, prepare_unit, write_manifest
 
 Row = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from operators.training.forecast.memory import Memory, block_activations, memory
 from operators.training.forecast.method import Load, Method
 from operators.training.forecast.shape import ModelShape
-from operators.training.optimization import Optimization, make_optimizer
+from operators.training.steps.optimization import Optimization, make_optimizer
 
 Kind = Literal["bert", "mistral", "qwen3"]
 LENGTH, TEXTS = 64, 8

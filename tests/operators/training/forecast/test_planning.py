@@ -9,12 +9,12 @@ import pytest
 import transformers
 
 from operators.report.forecast_text import HEAD, forecast_row, training_plan_page, training_plan_text
+from operators.training.config.sets import TrainingSet
 from operators.training.forecast.config import ForecastConfig
 from operators.training.forecast.lengths import first_rows
 from operators.training.forecast.method import Load, Method
 from operators.training.forecast.planning import AS_CONFIGURED, TrainingPlan, plan_training, variants
 from operators.training.forecast.shape import ModelShape
-from operators.training.sets import TrainingSet
 
 LOAD = Load(rows=1024, query_tokens=64, document_tokens=448, dim=4096, tokens=16384)
 
