@@ -32,7 +32,7 @@ _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
 _FROZEN = {"float32": 4.0, "bfloat16": 2.0, "nf4": (4 + 8 / 64 + 32 / (64 * 256)) / 8}
 _MASK = 1  # byte a number that dropout may leave out
 _RUNTIME_BYTES, _FRAGMENTATION = 1.5e9, 0.05
-_LOSS_BYTES = 4 * 4 * (1 << 24)  # four matrices of the blocks in which losses are computed
+_LOSS_BYTES = 8 * 4 * (1 << 20)  # eight matrices of the blocks in which losses are computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def memory(shape: ModelShape, method: Method, load: Load, num_gpus: int) -> Memo
         _copies(shape, method, load.passes(held)),
         kept,
         (whole if method.checkpointing else 0.0) + _gradients_in_block(shape, method) * min(held, load.pass_tokens),
-        vectors + min(_LOSS_BYTES, 4 * 4.0 * load.texts / num_gpus * load.texts),
+        vectors + min(_LOSS_BYTES, 8 * 4.0 * load.texts / num_gpus * load.texts),
     )
     return Memory(*parts, reserve=_RUNTIME_BYTES + _FRAGMENTATION * sum(parts))
 

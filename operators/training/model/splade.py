@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from operators.embedder.batching import Batch
 from operators.embedder.forward import Trunk
 from operators.training.model.language_model import LanguageHead
-from operators.training.objectives.representations import BLOCK_NUMBERS, full_precision
+from operators.training.objectives.blocks import LOGITS
+from operators.training.objectives.representations import full_precision
 
 
 class SpladeForward:
@@ -23,7 +24,7 @@ class SpladeForward:
     def __call__(self, batch: Batch) -> torch.Tensor:
         tokens = self._trunk(batch)
         over_BL = self._trunk.to_device(torch.from_numpy(batch.pooled(self._trunk.side)))
-        step = max(1, BLOCK_NUMBERS // (over_BL.shape[1] * self._head.out_features))
+        step = max(1, LOGITS // (over_BL.shape[1] * self._head.out_features))
         groups = zip(torch.split(tokens.states_BLD, step), torch.split(over_BL, step), strict=True)
         parts = [checkpoint(self._weights, *group, use_reentrant=False) for group in groups]
         return torch.cat(parts)

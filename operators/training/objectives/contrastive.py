@@ -26,12 +26,11 @@ from typing import Literal
 import torch
 
 from operators.errors import InputError
+from operators.training.objectives.blocks import SIMILARITIES, Values, sum_over_rows
 from operators.training.objectives.pairs import Candidates, Pairs, candidates
 from operators.training.objectives.representations import (
-    BLOCK_NUMBERS,
     full_precision,
     normalised,
-    sum_over_blocks,
 )
 
 Direction = Literal["query_document", "document_query", "query_query", "document_document"]
@@ -100,7 +99,7 @@ def info_nce(
     temperature: float | torch.Tensor,
     contrast: Contrast = INFO_NCE,
     guide: Pairs | None = None,
-    block_numbers: int = BLOCK_NUMBERS,
+    block_numbers: int = SIMILARITIES,
 ) -> torch.Tensor:
     """The contrastive loss, a scalar: the share of `pairs.own`, or all of it.
 
@@ -120,20 +119,28 @@ def info_nce(
     if contrast.in_batch:
         num_columns *= len(contrast.directions) * len(pairs.queries_BD)
 
-    def of_rows(rows: slice) -> torch.Tensor:
-        return _sum_of_rows(compared, guiding, rows, temperature, contrast)
+    def of_block(rows: slice, own: Values, whole: Values, shared: Values) -> torch.Tensor:
+        scale = shared[0] if shared else temperature
+        return _sum_of_rows(own, compared.made_of(whole), guiding, rows, scale, contrast)
 
-    return sum_over_blocks(of_rows, pairs.rows, num_columns, block_numbers) / len(pairs.queries_BD)
+    learned = (temperature,) if isinstance(temperature, torch.Tensor) else ()
+    total = sum_over_rows(of_block, pairs.rows, num_columns, compared.representations, learned, block_numbers)
+    return total / len(pairs.queries_BD)
 
 
 def _sum_of_rows(
-    pairs: Pairs, guide: Pairs | None, rows: slice, temperature: float | torch.Tensor, contrast: Contrast
+    own: Values,
+    pairs: Pairs,
+    guide: Pairs | None,
+    rows: slice,
+    temperature: float | torch.Tensor,
+    contrast: Contrast,
 ) -> torch.Tensor:
     met = candidates(pairs, rows, contrast.in_batch, contrast.in_batch and contrast.shared_negatives)
-    positive_R = (pairs.queries_BD[rows] * pairs.positives_BD[rows]).sum(dim=1)
+    positive_R = (own[0] * own[1]).sum(dim=1)
     logits = []
     for direction in contrast.directions:
-        similarity_RC = _similarities(pairs, rows, direction, contrast)
+        similarity_RC = _similarities(own, pairs, direction, contrast)
         logits_RC = similarity_RC / temperature
         if direction == "query_document":
             logits_RC = logits_RC + _weights(similarity_RC.detach(), met, contrast)
@@ -146,17 +153,21 @@ def _sum_of_rows(
     return (normaliser_R - positive_R / temperature).sum()
 
 
-def _similarities(pairs: Pairs, rows: slice, direction: Direction, contrast: Contrast) -> torch.Tensor:
-    """similarity_RC of the members of pairs, then of hard negatives where documents are met."""
-    from_RD = (pairs.queries_BD if direction.startswith("query") else pairs.positives_BD)[rows]
+def _similarities(own: Values, pairs: Pairs, direction: Direction, contrast: Contrast) -> torch.Tensor:
+    """similarity_RC of the members of pairs, then of hard negatives where documents are met.
+
+    `own` are the rows' queries_RD, positives_RD and, where there are any, negatives_RND.
+    """
+    from_RD = own[0] if direction.startswith("query") else own[1]
     documents = direction.endswith("document")
     to_BD = pairs.positives_BD if documents else pairs.queries_BD
-    parts = [from_RD @ to_BD.T] if contrast.in_batch else [(from_RD * to_BD[rows]).sum(dim=1, keepdim=True)]
+    own_RD = own[1] if documents else own[0]
+    parts = [from_RD @ to_BD.T] if contrast.in_batch else [(from_RD * own_RD).sum(dim=1, keepdim=True)]
     if documents and pairs.negatives_BND is not None:
         if contrast.in_batch and contrast.shared_negatives:
             parts.append(from_RD @ pairs.negatives_BND.flatten(0, 1).T)
         else:
-            parts.append(torch.einsum("rd,rnd->rn", from_RD, pairs.negatives_BND[rows]))
+            parts.append(torch.einsum("rd,rnd->rn", from_RD, own[2]))
     return torch.cat(parts, dim=1)
 
 
@@ -167,10 +178,11 @@ def _excluded(
     excluded_RC = met.excluded(same_kind, documents, same_query=direction == "document_document")
     if guide is None or contrast.false_negatives is None:
         return excluded_RC
-    positive_R1 = (guide.queries_BD[rows] * guide.positives_BD[rows]).sum(dim=1, keepdim=True)
+    own = [values[rows] for values in guide.representations]
+    positive_R1 = (own[0] * own[1]).sum(dim=1, keepdim=True)
     margin = contrast.false_negatives
     limit_R1 = positive_R1 - margin.margin * (positive_R1.abs() if margin.kind == "relative" else 1.0)
-    too_near_RC = _similarities(guide, rows, direction, contrast) > limit_R1
+    too_near_RC = _similarities(own, guide, direction, contrast) > limit_R1
     return excluded_RC | (too_near_RC & ~met.positives(same_kind, documents))
 
 

@@ -16,13 +16,12 @@ import torch
 from torch.nn import functional
 
 from operators.errors import InputError
+from operators.training.objectives.blocks import SIMILARITIES, Values, sum_over_rows
 from operators.training.objectives.ordering import order_hinge
 from operators.training.objectives.representations import (
-    BLOCK_NUMBERS,
     full_precision,
     normalised,
     row_cosines,
-    sum_over_blocks,
 )
 
 
@@ -56,16 +55,18 @@ def embedding_mse(
 
 
 def similarity_mse(
-    student_BS: torch.Tensor, teacher_BT: torch.Tensor, block_numbers: int = BLOCK_NUMBERS
+    student_BS: torch.Tensor, teacher_BT: torch.Tensor, block_numbers: int = SIMILARITIES
 ) -> torch.Tensor:
     """Mean squared difference of the two matrices of cosines within the batch (arXiv 1907.09682, 2412.19048)."""
     student_BS, teacher_BT = normalised(student_BS), normalised(teacher_BT)
     num_texts = len(student_BS)
 
-    def of_rows(rows: slice) -> torch.Tensor:
-        return (student_BS[rows] @ student_BS.T - teacher_BT[rows] @ teacher_BT.T).square().sum()
+    def of_block(rows: slice, own: Values, whole: Values, _: Values) -> torch.Tensor:
+        student_RS, teacher_RT = own
+        return (student_RS @ whole[0].T - teacher_RT @ whole[1].T).square().sum()
 
-    return sum_over_blocks(of_rows, slice(0, num_texts), num_texts, block_numbers) / num_texts**2
+    values = (student_BS, teacher_BT)
+    return sum_over_rows(of_block, slice(0, num_texts), num_texts, values, numbers=block_numbers) / num_texts**2
 
 
 def similarity_order(student_BS: torch.Tensor, teacher_BT: torch.Tensor, margin: float = 0.015) -> torch.Tensor:

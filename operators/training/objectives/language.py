@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional
 
 from operators.training.config.language import Weighting
-from operators.training.objectives.representations import BLOCK_NUMBERS, full_precision, sum_over_blocks
+from operators.training.objectives.blocks import LOGITS, sum_of_parts
+from operators.training.objectives.representations import full_precision
 
 IGNORED = -100
 LARGE_VOCABULARY = 1 << 17  # for blocks of a head that does not tell its width: few models have more words
@@ -45,7 +46,7 @@ def next_token(
     labels_BL: torch.Tensor,
     weighting: Weighting = "token",
     whole: Targets | None = None,
-    block_numbers: int = BLOCK_NUMBERS,
+    block_numbers: int = LOGITS,
     vocabulary: int | None = None,
 ) -> torch.Tensor:
     """The share of this batch in the cross entropy of its labels; `whole` are the targets of the whole batch.
@@ -60,12 +61,12 @@ def next_token(
     states_TD, targets_T = states_BLD[row_T, position_T], labels_BL[row_T, position_T + 1]
     weights_T = _weights(row_T, labels_BL, weighting, whole)
 
-    def of_rows(rows: slice) -> torch.Tensor:
-        losses_T = functional.cross_entropy(full_precision(head(states_TD[rows])), targets_T[rows], reduction="none")
-        return (losses_T * weights_T[rows]).sum()
+    def of_part(states_PD: torch.Tensor, targets_P: torch.Tensor, weights_P: torch.Tensor) -> torch.Tensor:
+        losses_P = functional.cross_entropy(full_precision(head(states_PD)), targets_P, reduction="none")
+        return (losses_P * weights_P).sum()
 
     width = vocabulary or int(getattr(head, "out_features", LARGE_VOCABULARY))
-    return sum_over_blocks(of_rows, slice(0, len(row_T)), width, block_numbers)
+    return sum_of_parts(of_part, (states_TD, targets_T, weights_T), width, block_numbers)
 
 
 def _weights(row_T: torch.Tensor, labels_BL: torch.Tensor, weighting: Weighting, whole: Targets) -> torch.Tensor:

@@ -49,15 +49,20 @@ class Pairs:
         """N."""
         return 0 if self.negatives_BND is None else self.negatives_BND.shape[1]
 
+    @property
+    def representations(self) -> tuple[torch.Tensor, ...]:
+        """queries_BD, positives_BD and, where there are any, negatives_BND."""
+        both = (self.queries_BD, self.positives_BD)
+        return both if self.negatives_BND is None else (*both, self.negatives_BND)
+
+    def made_of(self, representations: Sequence[torch.Tensor]) -> Pairs:
+        """The same batch with other representations, in the order of `representations`."""
+        queries_BD, positives_BD, *rest = representations
+        return replace(self, queries_BD=queries_BD, positives_BD=positives_BD, negatives_BND=rest[0] if rest else None)
+
     def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Pairs:
         """The same batch with `change` done to each of its representations."""
-        negatives_BND = None if self.negatives_BND is None else change(self.negatives_BND)
-        return replace(
-            self,
-            queries_BD=change(self.queries_BD),
-            positives_BD=change(self.positives_BD),
-            negatives_BND=negatives_BND,
-        )
+        return self.made_of([change(one) for one in self.representations])
 
 
 def pairs_of(representations: Sequence[torch.Tensor]) -> Pairs:
