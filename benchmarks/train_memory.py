@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.engine import RECIPES, machine
+from cluster.environment import COMPUTE_VARIABLES
 
 SEED = 0
 
@@ -104,7 +105,13 @@ def main() -> None:
         write_pairs(Path(folder) / "pairs.jsonl", 2 * max(arguments.batches))
         for batch in arguments.batches:
             command = [sys.executable, "-m", "benchmarks.train_memory", *sys.argv[1:], "--folder", folder]
-            found = subprocess.run([*command, "--only", str(batch)], check=True, capture_output=True, text=True)
+            found = subprocess.run(
+                [*command, "--only", str(batch)],
+                check=True,
+                capture_output=True,
+                text=True,
+                env={**os.environ, **COMPUTE_VARIABLES},  # as the workers of `train` have them
+            )
             figures = json.loads(found.stdout.strip().splitlines()[-1])
             cells = (
                 f"{batch:,}",

@@ -58,7 +58,7 @@ class _SumOverRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         found = iter(ctx.saved_tensors)
-        return tuple(next(found) * scale if needed else None for needed in ctx.needs_input_grad)
+        return tuple(next(found).mul_(scale) if needed else None for needed in ctx.needs_input_grad)
 
 
 def _leaves(tensors: Values, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:

@@ -95,7 +95,7 @@ class SetObjective(torch.nn.Module):
             assert facts.teacher_NT is not None, "its teachers have said something of every row"
             return self.teacher_loss(vectors_ND, facts.teacher_NT, facts.rows)  # type: ignore[no-any-return]
         num_rows = len(facts.ids_bT)
-        queries_bD, documents_ND = vectors_ND[:num_rows], vectors_ND[num_rows:]
+        queries_bD, documents_ND = torch.split(vectors_ND, [num_rows, len(vectors_ND) - num_rows])
         representations = [queries_bD, documents_ND.view(num_rows, -1, documents_ND.shape[1])]
 
         def objective(parts: Representations) -> torch.Tensor:

@@ -50,6 +50,8 @@ class VectorPasses:
         facts = batch.facts.to(self._encoder.device)
 
         def loss(vectors_ND: torch.Tensor) -> torch.Tensor:
+            if len(vectors_ND) > num_texts:  # those of idle passes
+                vectors_ND = vectors_ND[:num_texts]
             share: torch.Tensor = self._objective(vectors_ND, facts)
             if self._sparsity is None:
                 return share
@@ -60,7 +62,7 @@ class VectorPasses:
         if self._encoder.is_sharded:
             num_passes, kept = agreed_passes(num_passes, kept, self._encoder.device)
         tower = text_tower(self._encoder, self._encoder.device, batch, self._seed, num_passes)
-        return cached_backward([tower], lambda vectors: loss(vectors[0][:num_texts]), kept=kept)
+        return cached_backward([tower], lambda vectors: loss(vectors[0]), kept=kept)
 
 
 class GritPasses:
