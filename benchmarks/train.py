@@ -99,7 +99,6 @@ def train_theirs(arguments: argparse.Namespace, folder: Path, turn: Any) -> None
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
     from operators.embedder.checkpoint import locate
     from operators.embedder.recipe_files import load_recipe
@@ -126,14 +125,27 @@ def train_theirs(arguments: argparse.Namespace, folder: Path, turn: Any) -> None
 
     model = SentenceTransformer(str(locate(load_recipe(arguments.model, RECIPES).checkpoint)), device="cpu")
     model.max_seq_length = arguments.max_tokens
-    settings = SentenceTransformerTrainingArguments(
+    settings = their_settings(arguments, folder, InOrder)
+    loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, mini_batch_size=arguments.mini_batch)
+    trainer = SentenceTransformerTrainer(
+        model, settings, train_dataset=datasets.Dataset.from_list(texts), loss=loss, callbacks=[Turns()]
+    )
+    trainer.train()
+    model.save_pretrained(str(folder))
+
+
+def their_settings(arguments: argparse.Namespace, folder: Path, sampler: type) -> Any:
+    """What their trainer is told, so that it does as ours."""
+    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+
+    return SentenceTransformerTrainingArguments(
         output_dir=str(folder / "run"),
         max_steps=arguments.steps,
         per_device_train_batch_size=arguments.batch,
         learning_rate=arguments.rate,
         weight_decay=WEIGHT_DECAY,
         warmup_steps=round(WARMUP * arguments.steps),
-        batch_sampler=InOrder,
+        batch_sampler=sampler,
         bf16=arguments.precision == "bfloat16",
         use_cpu=True,
         seed=SEED,
@@ -142,12 +154,6 @@ def train_theirs(arguments: argparse.Namespace, folder: Path, turn: Any) -> None
         report_to="none",
         disable_tqdm=True,
     )
-    loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, mini_batch_size=arguments.mini_batch)
-    trainer = SentenceTransformerTrainer(
-        model, settings, train_dataset=datasets.Dataset.from_list(texts), loss=loss, callbacks=[Turns()]
-    )
-    trainer.train()
-    model.save_pretrained(str(folder))
 
 
 def work(connection: Connection, engine: str, arguments: argparse.Namespace, folder: str) -> None:
