@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_config(folder: Path, name: str, **compute: Any) -> Path:
+def write_config(folder: Path, name: str, tuning: Mapping[str, Any] | None = None, **compute: Any) -> Path:
     """A run of a minute or more into `folder/name`."""
     config = {
         "model": str(folder / "model"),
         "sets": [{"name": "pairs", "path": str(folder / "pairs.jsonl"), "kind": "pairs"}],
         "batch": {"size": 256},
-        "tuning": {"dropout": 0, "attention_dropout": 0},  # which every worker draws for itself
+        "tuning": {"dropout": 0, "attention_dropout": 0, **(tuning or {})},  # which every worker draws for itself
         "steps": STEPS,
         "checkpoints": {"every": 20},
         "output": {"path": str(folder / name)},
@@ -91,10 +91,11 @@ def test_a_node_dies_and_training_goes_on_when_another_joins(folder: Path) -> No
     assert losses_of(output) == losses_of(folder / "whole")
 
 
-def test_four_workers_then_two_then_four_have_the_losses_of_two(folder: Path) -> None:
+@pytest.mark.parametrize("tuning", [{}, {"sharding": "fsdp2"}], ids=["whole", "sharded"])
+def test_four_workers_then_two_then_four_have_the_losses_of_two(folder: Path, tuning: dict[str, str]) -> None:
     output = folder / "elastic"
     with two_raylets() as cluster:
-        process = start(cluster, write_config(folder, "elastic", workers=[2, 4], resize_seconds=2))
+        process = start(cluster, write_config(folder, "elastic", tuning, workers=[2, 4], resize_seconds=2))
         wait_for(trains_on(cluster, output, 4), process, "a state of four workers")
         cluster.kill_node(0)
         wait_for(trains_on(cluster, output, 2), process, "a state of two workers")
