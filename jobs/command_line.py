@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from cluster.environment import enter_base_directory, sane_environment
 from cluster.errors import ClusterError
-from jobs.config_keys import help_lines, section_of
+from jobs.config_keys import help_lines, key_of, section_of
 from operators.errors import GateMissed, InputError
 from operators.storage import redact
 
@@ -163,7 +163,7 @@ def _own_faults(faults: Sequence[Any]) -> list[Any]:
 
 
 def _explain(fault: Any, model: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
+    key = key_of(model, fault["loc"])
     # A misspelt section may hold credentials: what looks like a secret, or lies in storage options, is not printed.
     value = redact({str(fault["loc"][-1] if fault["loc"] else ""): fault["input"]})
     shown = "(not shown)" if "storage" in key or "***" in str(value) else repr(fault["input"])

@@ -20,15 +20,29 @@ def help_lines(config: type[BaseModel]) -> Iterator[str]:
 
 def section_of(config: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
     """The section at the place of an error; where a section is one of several kinds, the place names the kind."""
+    return _sections_at(config, path)[0]
+
+
+def key_of(config: type[BaseModel], path: Sequence[int | str]) -> str:
+    """The place of an error as it is written in a config: without the kinds of its sections."""
+    names = [name for end, name in enumerate(path) if not _of_kind(_sections_at(config, path[:end]), name)]
+    return ".".join(str(name) for name in names)
+
+
+def _sections_at(config: type[BaseModel], path: Sequence[int | str]) -> Sections:
     sections: Sections = (config,)
     for name in path:
         if isinstance(name, int):  # of a list, whose items are all of one section
             continue
-        kind = _discriminator(sections)
-        chosen = tuple(section for section in sections if kind is not None and _kind(section, kind) == name)
         inner = [_sections(one.model_fields[name].annotation) for one in sections if name in one.model_fields]
-        sections = chosen or next((found for found in inner if found), sections)
-    return sections[0]
+        sections = _of_kind(sections, name) or next((found for found in inner if found), sections)
+    return sections
+
+
+def _of_kind(sections: Sections, name: int | str) -> Sections:
+    """The one of several kinds of section that is named so."""
+    kind = _discriminator(sections)
+    return () if kind is None else tuple(section for section in sections if _kind(section, kind) == name)
 
 
 def _keys(

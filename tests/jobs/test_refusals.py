@@ -119,8 +119,10 @@ def test_unknown_keys_of_one_kind_of_section(tmp_path: Path, capsys: pytest.Capt
     )
     assert run_job("train", config) == 2
     error = capsys.readouterr().err
-    assert "margins: unknown key (value 1); expected one of: matryoshka, flops, loss, margin, distance" in error
-    assert "lable: unknown key" in error
+    assert (
+        "objective.margins: unknown key (value 1); expected one of: matryoshka, flops, loss, margin, distance" in error
+    )
+    assert "teachers.0.lable: unknown key" in error
     assert "prompt, answers" in error
     assert "sets.0.name: this key is required" in error
     assert "at least 1 item" not in error
