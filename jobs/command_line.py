@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from cluster.environment import enter_base_directory, sane_environment
 from cluster.errors import ClusterError
-from jobs.config_keys import help_lines, key_of, section_of
+from jobs.config_keys import help_lines, key_of, kinds_at, section_of
 from operators.errors import GateMissed, InputError
 from operators.storage import redact
 
@@ -172,6 +172,10 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
         return f"{key}: unknown key (value {shown}); expected one of: {names}"
     if fault["type"] == "missing":
         return f"{key}: this key is required"
+    if fault["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        kind, kinds = kinds_at(model, fault["loc"])
+        given = fault["input"].get(kind) if isinstance(fault["input"], dict) else fault["input"]
+        return f"{key}.{kind}: expected one of: {', '.join(kinds)}, got {given!r}"
     return f"{key}: {fault['msg']}, got {shown}"
 
 

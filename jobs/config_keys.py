@@ -29,6 +29,13 @@ def key_of(config: type[BaseModel], path: Sequence[int | str]) -> str:
     return ".".join(str(name) for name in names)
 
 
+def kinds_at(config: type[BaseModel], path: Sequence[int | str]) -> tuple[str | None, list[str]]:
+    """The key that says of which kind a section is, and its values."""
+    sections = _sections_at(config, path)
+    kind = _discriminator(sections)
+    return kind, [] if kind is None else [str(_kind(section, kind)) for section in sections]
+
+
 def _sections_at(config: type[BaseModel], path: Sequence[int | str]) -> Sections:
     sections: Sections = (config,)
     for name in path:

@@ -128,6 +128,14 @@ def test_unknown_keys_of_one_kind_of_section(tmp_path: Path, capsys: pytest.Capt
     assert "at least 1 item" not in error
 
 
+@pytest.mark.parametrize("objective", ["{temperature: 1}", "{loss: infonce}"])
+def test_unknown_kind_of_a_section(tmp_path: Path, capsys: pytest.CaptureFixture[str], objective: str) -> None:
+    config = tmp_path / "train.yaml"
+    sets = "[{name: pairs, path: x.jsonl, kind: pairs}]"
+    config.write_text(f"{{model: minilm, sets: {sets}, output: {{path: out}}, objective: {objective}}}")
+    assert "error: objective.loss: expected one of: info_nce, triplet," in refused(capsys, tmp_path, "train", config)
+
+
 def test_plan_reads_a_sample_and_embeds_nothing(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
