@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config_file import load_config
+from jobs.training.config import TrainConfig
 from tests.jobs.running import documents, run_job, write_config, write_jsonl
 
 
@@ -126,6 +128,15 @@ def test_unknown_keys_of_one_kind_of_section(tmp_path: Path, capsys: pytest.Capt
     assert "prompt, answers" in error
     assert "sets.0.name: this key is required" in error
     assert "at least 1 item" not in error
+
+
+def test_overrides_reach_into_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text("{model: minilm, sets: [{name: one, path: x.jsonl, kind: pairs}], output: {path: out}}")
+    assert load_config(TrainConfig, config, ["sets.0.path=y.jsonl"]).sets[0].path == "y.jsonl"
+    assert load_config(TrainConfig, config, ["sets.0.query.role=document"]).sets[0].query.role == "document"
+    for override in ("sets.1.path=y.jsonl", "sets.path=y.jsonl"):
+        assert "is no place in a list of 1: they count from 0" in refused(capsys, tmp_path, "train", config, override)
 
 
 @pytest.mark.parametrize("objective", ["{temperature: 1}", "{loss: infonce}"])

@@ -17,7 +17,7 @@ import torch
 import transformers
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from jobs.command_line import check_config
+from jobs.config_file import check_config
 from jobs.embedding.config import Compute
 from jobs.teachers.outputs import TeacherOutputs, compute_teacher_outputs, plan_teacher_outputs
 from jobs.teachers.work import Wanted

@@ -8,7 +8,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from jobs.command_line import load_config
+from jobs.config_file import load_config
 from jobs.training.config import TrainConfig
 from operators.embedder.recipe_files import load_recipe
 from operators.training.config.choice import fault_of_sparse

@@ -16,7 +16,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from jobs.command_line import check_config
+from jobs.config_file import check_config
 from jobs.training.config import TrainConfig
 from jobs.training.data import MissingSet, batch_plan, prepare_sets, prepare_units
 from operators.corpus.listing import list_source
