@@ -5,9 +5,10 @@ INSTALLED := .venv/.installed
 # Where this Python keeps its standard library: real text that every machine has.
 STDLIB = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 QUICKSTART_SOURCE = source.path='[$(foreach package,asyncio concurrent email http json logging urllib,$(STDLIB)/$(package)/**/*.py$(comma))]'
+QUICKSTART_SET = sets.0.path='[$(STDLIB)/*.py$(comma) $(STDLIB)/*/*.py]'
 comma := ,
 
-.PHONY: quickstart test test-all check bench clean
+.PHONY: quickstart quickstart-train test test-all check bench clean
 
 quickstart: $(INSTALLED)          ## embed the Python standard library's sources with a real model, index and search them
 	@for job in plan embed verify; do \
@@ -20,6 +21,12 @@ quickstart: $(INSTALLED)          ## embed the Python standard library's sources
 	  "percent-encode special characters of a URL"; do \
 	  echo; echo "== python -m jobs search out/quickstart-index query='$$query' k=5"; \
 	  $(BIN)/python -m jobs search out/quickstart-index query="$$query" k=5 || exit $$?; \
+	done
+
+quickstart-train: $(INSTALLED)    ## train that model further on those sources, and distil it into one of half its layers
+	@for job in train distill; do \
+	  echo; echo "== python -m jobs $$job configs/$$job/quickstart.yaml"; \
+	  $(BIN)/python -m jobs $$job configs/$$job/quickstart.yaml $(QUICKSTART_SET) || exit $$?; \
 	done
 
 test: $(INSTALLED) check          ## all checks, then the quick tests: those that need no Ray on both cores

@@ -1,6 +1,6 @@
 """distill: a small model learns what teachers say of texts: their vectors, or their scores of queries and documents.
 
-    python -m jobs distill configs/train/distill.yaml
+    python -m jobs distill configs/distill/quickstart.yaml
 
 What teachers say is computed once, by Ray Data, and kept beside the prepared sets. The student is any model, or some of
 the layers of one. Everything else is as in `train`, with the same folder at the end. docs/distillation.md

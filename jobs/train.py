@@ -1,6 +1,6 @@
 """train: pairs, triples, scored pairs, lists or texts in, a fine-tuned embedder out.
 
-    python -m jobs train configs/train/CONFIG.yaml
+    python -m jobs train configs/train/quickstart.yaml
 
 Run it again after a crash: it goes on from the last checkpoint in its folder; a finished run starts no Ray. Leaves
 model/ (for `embed`, and for SentenceTransformer), report.json, report.html and checkpoints/. docs/training.md

@@ -9,6 +9,7 @@ import pydantic
 import pytest
 
 from jobs.config_file import load_config
+from jobs.distilling.config import DistillConfig
 from jobs.training.config import TrainConfig
 from operators.embedder.recipe_files import load_recipe
 from operators.training.config.choice import fault_of_sparse
@@ -21,12 +22,19 @@ RECIPES = Path("configs/models")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_example_is_valid(path: Path) -> None:
     config = load_config(TrainConfig, path, [])
-    assert config.output.path == f"out/{path.stem}"
+    assert config.output.path == ("out/quickstart-trained" if path.stem == "quickstart" else f"out/{path.stem}")
     if config.model.startswith("out/"):
         return  # what another run leaves behind
     recipe = load_recipe(config.model, RECIPES)
     for training_set in config.sets:
         assert fault_of_sparse(config.objective_of(training_set), recipe.sparse is not None) is None
+
+
+def test_the_quickstarts_read_what_every_machine_has() -> None:
+    trained = load_config(TrainConfig, Path("configs/train/quickstart.yaml"), ["sets.0.path=Lib/*.py"])
+    student = load_config(DistillConfig, Path("configs/distill/quickstart.yaml"), ["sets.0.path=Lib/*.py"])
+    assert trained.sets[0].path == student.sets[0].path == "Lib/*.py"
+    assert [teacher.model for teacher in student.teachers] == [student.model]
 
 
 def test_stages_follow_each_other() -> None:
