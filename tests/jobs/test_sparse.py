@@ -52,7 +52,7 @@ def write_recipe(folder: Path, kind: str) -> Path:
     return folder / "recipe.yaml"
 
 
-@pytest.fixture(scope="module", params=["both", "sparse"])
+@pytest.fixture(scope="module", params=["both", pytest.param("sparse", marks=pytest.mark.slow)])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     """300 documents in 3 files, embedded."""
     folder = tmp_path_factory.mktemp(request.param)
