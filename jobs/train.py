@@ -8,6 +8,7 @@ model/ (for `embed`, and for SentenceTransformer), report.json, report.html and 
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 
 from cluster.session import connect
@@ -40,7 +41,8 @@ def run(config: Config) -> int:
             plan = batch_plan(config, sets[: len(config.sets)])
             check_batches(config, sets, plan, most_workers(config.compute, session))
         said = teachers_said(config, sets)
-        training = TrainRun(config, spec, sets, said, fingerprint, number_of_steps(config, plan))
+        steps = number_of_steps(config, plan)
+        training = TrainRun(config, spec, sets, said, fingerprint, steps, output, os.getcwd())
         trained = fit(training, session)
     write_outcome(training, plan, trained, started)
     return 0

@@ -130,10 +130,9 @@ def _remove_old(run: TrainRun, curve: Curve, keep: int) -> None:
 
 def _stored(run: TrainRun) -> list[Location]:
     """The folders of all states that were written to their end, the newest first."""
-    options = run.config.output.storage_options
     ends = (file.url for file in iter_files(_states(run)) if file.name == state.PROGRESS)
     folders = sorted((url.rsplit("/", 1)[0] for url in ends), reverse=True)
-    return [Location(url, options) for url in folders]
+    return [Location(url, run.output.options) for url in folders]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from operators.embedder.recipe import EmbedderConfig
 from operators.embedder.spec import EmbedderSpec, embedder_spec
 from operators.errors import InputError
 from operators.evaluation.encoding import Prompted
-from operators.storage import Location, locate
+from operators.storage import Location
 from operators.training.config.choice import fault_of_sparse, needs_other_rows
 from operators.training.config.objectives import Objective
 from operators.training.config.sets import Side, TrainingSet
@@ -36,11 +36,8 @@ class TrainRun:
     said: tuple[tuple[TeacherOutputs, ...], ...]  # by the teachers that the loss of each asks
     fingerprint: str
     num_steps: int
-
-    @property
-    def output(self) -> Location:
-        """The run's folder."""
-        return locate(self.config.output.path, self.config.output.storage_options)
+    output: Location  # the run's folder
+    directory: str  # the one that relative paths of the config are relative to
 
     def loss_of(self, training_set: TrainingSet) -> Objective:
         """The loss of any of its sets."""

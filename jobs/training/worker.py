@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -19,6 +21,8 @@ from operators.training.record.outcome import Trained
 
 def train_worker(run: TrainRun, threads: int, board: Any) -> Trained:
     """The training function of every rank; what the first one returns counts."""
+    with suppress(OSError):  # where it is another machine's, nothing in the config is relative
+        os.chdir(run.directory)  # Ray Train has put us into a folder of its own
     told: str | None = ray.get(board.fault.remote())
     if told is not None:  # the workers before us ended on it
         return Trained(Curve(), fault=told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,12 @@ def write_train_config(folder: Path, **sections: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
-    """A folder with a finished run in `out`, and in `told` what it said."""
+    """A folder with a finished run in `out`, and in `told` what it said; its config has relative paths."""
     folder = tmp_path_factory.mktemp("finished")
-    with (folder / "told").open("w") as told, redirect_stdout(told):
-        assert run_job("train", write_train_config(folder)) == 0
+    config = write_train_config(folder)
+    config.write_text(config.read_text().replace(f"{folder}/", ""))
+    with (folder / "told").open("w") as told, redirect_stdout(told), chdir(folder):
+        assert run_job("train", config) == 0
     return folder
 
 
@@ -95,6 +97,22 @@ def test_from_pairs_to_a_model_that_others_load(finished: Path, capsys: pytest.C
     assert "step 20 of 20: pairs dev ndcg_at_10" in (finished / "told").read_text()
     assert run_job("train", write_train_config(finished)) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_all_paths_may_be_relative(tmp_path: Path) -> None:
+    tasks = [{"name": "sts", "kind": "sts", "path": "sts.csv"}]
+    (tmp_path / "sts.csv").write_text(
+        "sentence1,sentence2,score\ntime,year,3\npeople,world,1\nhand,part,2\nday,day,5\n"
+    )
+    sections = {"evaluation": {"tasks": tasks}, "prepared": {"path": "sets"}}
+    config = write_train_config(tmp_path, **sections)
+    config.write_text(config.read_text().replace(f"{tmp_path}/", ""))
+    with chdir(tmp_path):
+        assert run_job("train", config) == 0
+    assert "sts cosine_spearman" in report_of(tmp_path / "out")["after"]
+    assert {path.name for path in tmp_path.iterdir()} >= {"out", "sets"}
+    SentenceTransformer(str(tmp_path / "out" / "model"), device="cpu")
 
 
 def test_a_killed_worker_goes_on_with_the_same_losses(finished: Path) -> None:
