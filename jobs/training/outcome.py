@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 
 from jobs.training.identity import public_config
 from jobs.training.run import MODEL_FOLDER, TrainRun
+from operators.embedder.recipe_files import OWN_RECIPE
 from operators.report.training_card import training_card
 from operators.report.training_page import training_page
 from operators.report.training_text import training_text
-from operators.storage import Location, read_bytes, write_whole
+from operators.storage import Location, exists, read_bytes, write_whole
 from operators.training.data.batch_plan import BatchPlan
 from operators.training.record.outcome import Trained, TrainedSet, TrainingOutcome
 
@@ -21,12 +22,13 @@ _VERSIONS = ("ray", "torch", "transformers", "peft", "pyarrow", "embedfleet")
 
 
 def is_finished(output: Location, fingerprint: str) -> bool:
-    """Whether the run was brought to its end: the report is written last."""
+    """Whether the run was brought to its end, the report is written last, and its model is still there."""
     try:
         found = json.loads(read_bytes(output / REPORT))
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("run") == fingerprint
+    is_this_run = isinstance(found, dict) and found.get("run") == fingerprint
+    return is_this_run and exists(output / MODEL_FOLDER / OWN_RECIPE)
 
 
 def write_outcome(run: TrainRun, plan: BatchPlan, trained: Trained, started: datetime) -> None:

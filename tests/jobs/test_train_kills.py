@@ -102,6 +102,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     return folder
 
 
+def test_a_model_that_is_gone_is_made_again(finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished / "out", output)
+    shutil.rmtree(output / "model")
+    before = states_of(output)
+    config = write_train_config(finished, checkpoints={"every": 5, "keep": 4}, output={"path": str(output)})
+    assert run_job("train", config) == 0
+    assert states_of(output) == before, "no step was trained again"
+    assert_same_run(output, finished / "out")
+
+
 def truncate_weights(states: Path) -> None:
     file = states / "step-00000020" / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
