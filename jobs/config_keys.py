@@ -98,7 +98,7 @@ def _discriminator(sections: Sections) -> str | None:
     if len(sections) < 2:
         return None
     shared = [name for name in sections[0].model_fields if all(name in one.model_fields for one in sections)]
-    return next(name for name in shared if all(_kind(one, name) is not None for one in sections))
+    return next((name for name in shared if all(_kind(one, name) is not None for one in sections)), None)
 
 
 def _kind(section: type[BaseModel], discriminator: str) -> str | None:
