@@ -102,6 +102,6 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
         return f"{key}: this key is required"
     if fault["type"] in ("union_tag_not_found", "union_tag_invalid"):
         kind, kinds = kinds_at(model, fault["loc"])
-        given = fault["input"].get(kind) if isinstance(fault["input"], dict) else fault["input"]
-        return f"{key}.{kind}: expected one of: {', '.join(kinds)}, got {given!r}"
+        given = repr(fault["input"].get(kind)) if isinstance(fault["input"], dict) else shown
+        return f"{key}.{kind}: expected one of: {', '.join(kinds)}, got {given}"
     return f"{key}: {fault['msg']}, got {shown}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from jobs.output import OutputFolder
 from operators.corpus.chunking_config import Chunking
 from operators.corpus.source import Source
 from operators.embedder.recipe import EmbedderConfig
@@ -13,20 +14,14 @@ from operators.planning.estimate import Hardware
 from operators.planning.sampling import PlanConfig
 
 
-class Output(BaseModel):
+class Output(OutputFolder):
     """Where the vectors go, and in which form."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str = Field(min_length=1, description="folder; local, s3:// or any fsspec URL")
     dtype: Literal["float32", "float16", "int8", "binary"] = Field(
         default="float32",
         description="form of the vectors; int8 has one scale for the whole output, binary is packed bits",
     )
     keep: tuple[str, ...] = Field(default=(), description="columns of the source to keep beside the vectors")
-    storage_options: dict[str, Any] = Field(
-        default_factory=dict, repr=False, description="fsspec options of the output (endpoint_url, ...), never stored"
-    )
 
 
 class Compute(BaseModel):

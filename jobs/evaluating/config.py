@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.embedding.config import Compute
+from jobs.output import OutputFolder
 from operators.embedder.recipe import EmbedderConfig
 from operators.evaluation.statistics import Resampling
 from operators.evaluation.tasks import Task
@@ -35,18 +34,13 @@ class EvaluatedModel(BaseModel):
         return self
 
 
-class EvaluateOutput(BaseModel):
+class EvaluateOutput(OutputFolder):
     """Where the scores go."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(
         pattern=r"\.json$",
         description="JSON file: {task: {metric: value}} for `model`, {model: {task: {metric: value}}} for `models`; "
         "beside it .report.json (intervals, tests, costs), .html (with plots) and .md (model card)",
-    )
-    storage_options: dict[str, Any] = Field(
-        default_factory=dict, repr=False, description="fsspec options of the output (endpoint_url, ...), never stored"
     )
 
 

@@ -7,21 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.embedding.config import Retention
+from jobs.output import OutputFolder
 from operators.index.planning import Sharding
 from operators.index.queries import Queries
 from operators.index.training import Training
 from operators.index.updating import Update
-
-
-class IndexOutput(BaseModel):
-    """Where the index goes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str = Field(min_length=1, description="folder; local, s3:// or any fsspec URL")
-    storage_options: dict[str, Any] = Field(
-        default_factory=dict, repr=False, description="fsspec options of the output (endpoint_url, ...), never stored"
-    )
 
 
 class RecallConfig(BaseModel):
@@ -64,7 +54,7 @@ class IndexConfig(BaseModel):
 
     embeddings: str = Field(min_length=1, description="the output of an embed job; local, s3:// or any fsspec URL")
     snapshot: int | None = Field(default=None, ge=1, description="snapshot of the embeddings; null = the newest")
-    output: IndexOutput
+    output: OutputFolder
     storage_options: dict[str, Any] = Field(
         default_factory=dict, repr=False, description="fsspec options of the embeddings, never stored"
     )

@@ -6,21 +6,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from jobs.output import OutputFolder
 from operators.errors import InputError
 from operators.index.fusion import Fusion, Mode
 from operators.index.queries import Queries
 from operators.index.snapshot import IndexIdentity
 
 
-class SearchOutput(BaseModel):
+class SearchOutput(OutputFolder):
     """Where results go."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     path: str = Field(min_length=1, description="Parquet file: query_id, rank (from 1), doc_id, chunk, score, columns")
-    storage_options: dict[str, Any] = Field(
-        default_factory=dict, repr=False, description="fsspec options of the output (endpoint_url, ...), never stored"
-    )
 
 
 class Searchers(BaseModel):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jobs.training.sections import Batches, Checkpoints, Evaluating, PreparedSets, TrainCompute, TrainOutput
+from jobs.output import OutputFolder
+from jobs.training.sections import Batches, Checkpoints, Evaluating, PreparedSets, TrainCompute
 from operators.embedder.recipe import EmbedderConfig
 from operators.teachers.config import Teacher
 from operators.training.config.choice import default_objective, fault_of
@@ -49,7 +50,7 @@ class TrainConfig(BaseModel):
     checkpoints: Checkpoints = Field(default_factory=Checkpoints)
     tracking: Tracking = Field(default_factory=Tracking)
     forecast: ForecastConfig = Field(default_factory=ForecastConfig, description="what `plan` reckons with")
-    output: TrainOutput
+    output: OutputFolder
     prepared: PreparedSets = Field(default_factory=PreparedSets)
     compute: TrainCompute = Field(default_factory=TrainCompute)
 

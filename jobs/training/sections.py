@@ -9,17 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from operators.evaluation.tasks import Task
 
 
-class TrainOutput(BaseModel):
-    """Where the run goes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str = Field(min_length=1, description="folder; local, s3:// or any fsspec URL")
-    storage_options: dict[str, Any] = Field(
-        default_factory=dict, repr=False, description="fsspec options of the output (endpoint_url, ...), never stored"
-    )
-
-
 class PreparedSets(BaseModel):
     """Where sets are kept ready to train on; runs that name the same folder share them."""
 
