@@ -247,9 +247,13 @@ def prepacks() -> bool:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 products; elsewhere they are emulated, slower than float32."""
+    """Whether this CPU has bfloat16 products that oneDNN may use; elsewhere they are emulated, slower than float32.
+
+    oneDNN is asked too: what the CPU can do may be hidden from it (`ONEDNN_MAX_CPU_ISA`), and it then refuses weights.
+    """
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    in_hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return in_hardware and (not prepacks() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 @torch.inference_mode()
