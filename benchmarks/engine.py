@@ -90,9 +90,9 @@ class Ours:
 
     def __init__(self, contender: Contender, model: str, batch_tokens: int | None) -> None:
         from operators.embedder.engine import Embedder
-        from operators.embedder.recipe import EmbedderConfig
-        from operators.embedder.spec import embedder_spec
-        from operators.embedder.tokenizing import Tokenizer
+        from operators.embedder.recipe.recipe import EmbedderConfig
+        from operators.embedder.recipe.spec import embedder_spec
+        from operators.embedder.tokens.tokenizing import Tokenizer
 
         config = EmbedderConfig.model_validate({"compute_dtype": contender.dtype, "device": "cpu"})
         spec = embedder_spec(model, config, RECIPES)
@@ -124,8 +124,8 @@ class Theirs:
         import sentence_transformers
         import torch
 
-        from operators.embedder import checkpoint
-        from operators.embedder.recipe_files import load_recipe
+        from operators.embedder.recipe import checkpoint
+        from operators.embedder.recipe.files import load_recipe
 
         torch.set_num_threads(contender.threads)
         recipe = load_recipe(model, RECIPES)
@@ -186,8 +186,8 @@ def start(
 
 def compare(arguments: argparse.Namespace) -> None:
     """Print every contender's speed, and the ratios that the project promises."""
-    from operators.embedder.recipe import EmbedderConfig
-    from operators.embedder.spec import embedder_spec
+    from operators.embedder.recipe.recipe import EmbedderConfig
+    from operators.embedder.recipe.spec import embedder_spec
 
     texts = read_texts(arguments.data, arguments.rows)
     lengths_N, flops = count(embedder_spec(arguments.model, EmbedderConfig(device="cpu"), RECIPES), texts)
@@ -213,9 +213,9 @@ def count(spec: Any, texts: list[str]) -> tuple[NDArray[np.int64], float]:
     import pyarrow as pa
     import transformers
 
-    from operators.embedder import checkpoint
-    from operators.embedder.flops import Flops
-    from operators.embedder.tokenizing import Tokenizer
+    from operators.embedder.model.flops import Flops
+    from operators.embedder.recipe import checkpoint
+    from operators.embedder.tokens.tokenizing import Tokenizer
 
     lengths_N = Tokenizer(spec)(pa.array(texts, pa.string())).num_tokens.to_numpy().astype(np.int64)
     config = transformers.AutoConfig.from_pretrained(checkpoint.locate(spec.recipe.checkpoint, spec.recipe.revision))

@@ -24,8 +24,8 @@ import yaml
 from numpy.typing import NDArray
 
 from benchmarks.engine import OURS, RECIPES, Contender, count, machine, read_texts, start
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 TESTS = Path(__file__).parent.parent / "tests" / "operators" / "embedder"
 FILES = (
     "test_published_*.py",
-    "test_windows.py",
+    "tokens/test_windows.py",
     "sparse/test_sparse_recipes.py",
-    "static/test_distillation.py",
+    "test_static_distillation.py",
     "static/test_word_vectors.py",
     "vision/test_vision_vectors.py",
 )

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from operators.errors import InputError
-from operators.fragment import Extent, Fragment, SourceFile, Unit
 from operators.index.building import FragmentPart
 from operators.index.group import with_ties
 from operators.index.planning import Sharding, fixed_bytes, group_fragments, shard_rows
@@ -24,6 +23,7 @@ from operators.index.spec import IndexSpec, choose_spec, footprint, make_index, 
 from operators.index.training import Training, num_lists, sample_size
 from operators.index.truth import DEPTH_PER_K
 from operators.store.fragments import FragmentRecord
+from operators.work.fragment import Extent, Fragment, SourceFile, Unit
 
 HELD_OUT, TOP_K = 1000, 10  # jobs/indexing/config.py: recall.queries, recall.k
 DRIFT_EVERY = 64  # operators/index/building.py: vectors of which one is looked up twice

@@ -23,12 +23,12 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder import batching
-from operators.embedder.batching import Batch
-from operators.embedder.flops import Flops
-from operators.embedder.forward import PaddedForward, PaddedTrunk
-from operators.embedder.packing import IMPLEMENTATION, pack
+from operators.embedder.model.flops import Flops
+from operators.embedder.model.forward import PaddedForward, PaddedTrunk
+from operators.embedder.model.packing import IMPLEMENTATION, pack
 from operators.embedder.selftest import MIN_COSINE
+from operators.embedder.tokens import batching
+from operators.embedder.tokens.batching import Batch
 from operators.embedder.vectors import finish
 
 # dense bfloat16 TFLOP/s, by a part of the name that CUDA gives a GPU (the vendor's data sheets)

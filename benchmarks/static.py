@@ -33,7 +33,7 @@ def embed_with(engine: str, model: str, texts: list[str], threads: int) -> Calla
         import sentence_transformers
         import torch
 
-        from operators.embedder.recipe_files import load_recipe
+        from operators.embedder.recipe.files import load_recipe
 
         torch.set_num_threads(threads)
         folder = load_recipe(model, RECIPES).checkpoint
@@ -42,10 +42,10 @@ def embed_with(engine: str, model: str, texts: list[str], threads: int) -> Calla
         return lambda: reference.encode(texts, batch_size=1024, show_progress_bar=False)
     import pyarrow as pa
 
-    from operators.embedder.choice import load_embedder
-    from operators.embedder.recipe import EmbedderConfig
-    from operators.embedder.spec import embedder_spec
-    from operators.embedder.tokenizing import Tokenizer
+    from operators.embedder.factory import load_embedder
+    from operators.embedder.recipe.recipe import EmbedderConfig
+    from operators.embedder.recipe.spec import embedder_spec
+    from operators.embedder.tokens.tokenizing import Tokenizer
 
     spec = embedder_spec(model, EmbedderConfig(), RECIPES)
     embedder, tokenizer = load_embedder(spec, threads=threads), Tokenizer(spec)
@@ -73,9 +73,9 @@ def work(connection: Connection, engine: str, arguments: argparse.Namespace) -> 
 def main() -> None:
     import pyarrow as pa
 
-    from operators.embedder.recipe import EmbedderConfig
-    from operators.embedder.spec import embedder_spec
-    from operators.embedder.tokenizing import Tokenizer
+    from operators.embedder.recipe.recipe import EmbedderConfig
+    from operators.embedder.recipe.spec import embedder_spec
+    from operators.embedder.tokens.tokenizing import Tokenizer
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="static-minilm", help="a recipe of configs/models or a folder")

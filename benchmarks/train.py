@@ -66,8 +66,8 @@ def train_ours(arguments: argparse.Namespace, folder: Path) -> Iterator[int]:
     """Train and write the model folder; yields after each step, with the pairs that it had."""
     import torch
 
-    from operators.embedder.recipe import EmbedderConfig
-    from operators.embedder.spec import embedder_spec
+    from operators.embedder.recipe.recipe import EmbedderConfig
+    from operators.embedder.recipe.spec import embedder_spec
     from operators.training.config.objectives import InfoNce
     from operators.training.config.tuning import Tuning
     from operators.training.model.encoder import Encoder, Reader
@@ -100,8 +100,8 @@ def train_theirs(arguments: argparse.Namespace, folder: Path, turn: Any) -> None
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
-    from operators.embedder.checkpoint import locate
-    from operators.embedder.recipe_files import load_recipe
+    from operators.embedder.recipe.checkpoint import locate
+    from operators.embedder.recipe.files import load_recipe
 
     _, rows = ready(arguments, "train")
     plan = batch_plan(rows, arguments)
@@ -186,10 +186,10 @@ def scored(model: str, arguments: argparse.Namespace) -> Any:
     """The held-back rows as a retrieval task."""
     import pyarrow as pa
 
-    from operators.embedder.choice import load_embedder
-    from operators.embedder.recipe import EmbedderConfig
-    from operators.embedder.spec import embedder_spec
-    from operators.embedder.tokenizing import Tokenizer
+    from operators.embedder.factory import load_embedder
+    from operators.embedder.recipe.recipe import EmbedderConfig
+    from operators.embedder.recipe.spec import embedder_spec
+    from operators.embedder.tokens.tokenizing import Tokenizer
     from operators.training.judging.evaluating import rows_as_retrieval
 
     _, rows = ready(arguments, "dev")

@@ -30,10 +30,10 @@ import torch
 import transformers
 
 from benchmarks.shapes import SHAPES, device_name, known_peak, random_model
-from operators.embedder.flops import Flops
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.model.flops import Flops
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.training.config.objectives import InfoNce
 from operators.training.config.sets import TrainingSet
 from operators.training.config.tuning import Lora, Tuning

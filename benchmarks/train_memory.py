@@ -43,8 +43,8 @@ def measure(arguments: argparse.Namespace, batch: int, folder: Path) -> None:
 
     from operators.corpus.listing import list_source
     from operators.corpus.units import PACK_BELOW_BYTES, plan_units
-    from operators.embedder.recipe import EmbedderConfig
-    from operators.embedder.spec import embedder_spec
+    from operators.embedder.recipe.recipe import EmbedderConfig
+    from operators.embedder.recipe.spec import embedder_spec
     from operators.storage import locate
     from operators.storage.cache import Cache
     from operators.training.config.objectives import InfoNce

@@ -14,7 +14,7 @@ from ray.util.metrics import Counter, Gauge
 
 
 class FragmentCounts(Protocol):
-    """What happened to one fragment; `operators.fragment.Counts` is one."""
+    """What happened to one fragment; `operators.work.fragment.Counts` is one."""
 
     @property
     def rows(self) -> int: ...  # embedded + rejected

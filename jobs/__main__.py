@@ -2,6 +2,6 @@
 
 import sys
 
-from jobs.command_line import main
+from jobs.command_line.main import main
 
 sys.exit(main(sys.argv[1:]))

@@ -20,8 +20,8 @@ from jobs import train
 from jobs.distilling.config import DistillConfig as Config
 from jobs.embedding.identity import RECIPES
 from jobs.training.data import prepare_sets
-from operators.embedder.fingerprint import mapping_digest
-from operators.embedder.spec import EmbedderSpec, embedder_spec
+from operators.embedder.recipe.fingerprint import mapping_digest
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
 from operators.errors import InputError
 from operators.storage import Location, exists, locate, upload_folder, write_whole
 from operators.storage.cache import Cache

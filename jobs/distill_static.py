@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jobs.distilling.static_config import DistillStaticConfig as Config
 from jobs.embedding.identity import RECIPES
-from operators.embedder.spec import embedder_spec
+from operators.embedder.recipe.spec import embedder_spec
 from operators.errors import InputError
 
 _FACTS = "distilled.json"
@@ -30,7 +30,7 @@ def run(config: Config) -> int:
     if _is_there(folder, facts):
         print(f"nothing to do: {folder} holds this already")
         return 0
-    from operators.embedder.static.distillation import distill_static  # torch: seconds
+    from operators.embedder.static_distillation import distill_static  # torch: seconds
 
     started = time.monotonic()
     part = folder.with_name(f"{folder.name}.part")

@@ -18,7 +18,7 @@ from jobs.embedding.identity import RECIPES, identify
 from jobs.embedding.outcome import RunLog, check_gates, store_config
 from operators.corpus.listing import list_source
 from operators.corpus.units import choose_pack_below
-from operators.embedder.spec import EmbedderSpec, embedder_spec
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
 from operators.storage import Location, locate
 from operators.store.dataset import Identity, claim_identity
 from operators.store.fragments import FragmentRecord

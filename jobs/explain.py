@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from jobs.embedding.queries import document_config
 from jobs.indexing.origin import Origin, find_origin, snippet, text_of
 from jobs.searching.config import ExplainConfig as Config
-from operators.embedder.recipe import Recipe
-from operators.embedder.recipe_files import load_recipe
+from operators.embedder.recipe.files import load_recipe
+from operators.embedder.recipe.recipe import Recipe
 from operators.errors import InputError
 from operators.index import Index, open_index
 from operators.storage import Location, locate

@@ -25,11 +25,9 @@ from operators.corpus.chunking_config import check_fits
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_sample
 from operators.corpus.units import choose_pack_below
-from operators.embedder.choice import flops_of, load_image_reader
-from operators.embedder.sparse.settings import ASSUMED_ENTRIES
-from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.fragment import Unit
-from operators.guard import AttemptLedger
+from operators.embedder.factory import flops_of, load_image_reader
+from operators.embedder.recipe.sparse_head import ASSUMED_ENTRIES
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
 from operators.planning.estimate import Estimate, Hardware, Reading, Setting, estimate_run
 from operators.planning.sampling import UnitSample, choose_units, sample_of
 from operators.report.page import plan_page
@@ -37,6 +35,8 @@ from operators.report.summary import from_json, with_measured_speed
 from operators.report.text import plan_text
 from operators.storage import locate, read_bytes, write_whole
 from operators.store.dataset import Identity
+from operators.work.fragment import Unit
+from operators.work.guard import AttemptLedger
 
 
 def config_of(values: Mapping[str, Any]) -> type[BaseModel]:
@@ -96,8 +96,8 @@ def _sample(
 ) -> tuple[list[UnitSample], Reading]:
     """Read, chunk and tokenize the head of each drawn unit; and what is read of a chunk."""
     # Imported here: transformers takes seconds, and a wrong config should be told at once.
-    from operators.embedder.tokenizing import Tokenizer
-    from operators.stages import tokenize_fragment
+    from operators.embedder.tokens.tokenizing import Tokenizer
+    from operators.pipeline.stages import tokenize_fragment
 
     tokenizer = Tokenizer(spec)
     images = load_image_reader(spec, config.source.image, config.source.storage_options)
@@ -117,7 +117,7 @@ def _sample(
 
 def _batch_tokens(config: Config, spec: EmbedderSpec) -> int | None:
     """The budget of a batch, the engine's own where the config says nothing; None for an engine that never pads."""
-    from operators.embedder.forward import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
+    from operators.embedder.model.forward import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
 
     if spec.recipe.kind == "static" or config.embedder.packing:
         return None

@@ -16,7 +16,7 @@ from jobs.embedding.backlog import Backlog, find_backlog
 from jobs.embedding.config import EmbedConfig as Config
 from jobs.embedding.identity import RECIPES, identify
 from operators.corpus.listing import list_source
-from operators.embedder.spec import embedder_spec
+from operators.embedder.recipe.spec import embedder_spec
 from operators.errors import InputError
 from operators.storage import Location, locate
 from operators.store.dataset import Identity, read_identity

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
 from operators.training.config.flops import FlopsRegularisation
 from operators.training.config.language import CausalLm, LanguageLoss, Mntp
 from operators.training.config.objectives import InfoNce

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
 from operators.training.config.tuning import Tuning
 from operators.training.judging.evaluating import RankEmbedder
 from operators.training.model.encoder import Encoder, Reader

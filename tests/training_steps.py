@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
 from operators.training.config.choice import default_objective
 from operators.training.config.sets import TrainingSet
 from operators.training.config.tuning import Tuning

@@ -14,12 +14,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.embedder.quantization import OutputDtype, calibrate_scale, to_arrow
-from operators.embedder.sparse.vectors import SparseVectors
-from operators.fragment import REJECTED_SCHEMA, Counts, Extent, Fragment, FragmentBatch, SourceFile, Unit
+from operators.embedder.sparse_vectors import SparseVectors
 from operators.storage import Location, write_whole
 from operators.store.dataset import Identity, encode_schema
 from operators.store.fragments import FragmentRecord, write_fragment
 from operators.store.snapshots import Snapshot, publish
+from operators.work.fragment import REJECTED_SCHEMA, Counts, Extent, Fragment, FragmentBatch, SourceFile, Unit
 
 KEEP = pa.schema([("lang", pa.string()), ("year", pa.int64())])
 LANGS = ("en", "de", "fr", "ja")

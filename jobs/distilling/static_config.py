@@ -6,7 +6,7 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.recipe.recipe import EmbedderConfig
 
 UNUSED = r"\[unused\d+\]"  # BERT's spare tokens
 

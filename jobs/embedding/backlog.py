@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from jobs.embedding.config import EmbedConfig
 from operators.corpus.units import plan_units
-from operators.fragment import SourceFile, Unit
 from operators.storage import Location, list_folder
 from operators.store.fragments import FragmentRecord
 from operators.store.snapshots import Snapshot, latest_snapshot, whole_files, whole_units, written_fragments
+from operators.work.fragment import SourceFile, Unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,17 +17,17 @@ from jobs.embedding.config import EmbedConfig
 from jobs.embedding.duplicates import duplicated_in_store
 from jobs.embedding.pipeline import EMBED_CPU_SHARE
 from operators.corpus.reading import read_fragments
-from operators.embedder.choice import load_chunk_embedder, load_embedder, load_image_reader
-from operators.embedder.spec import EmbedderSpec
-from operators.embedder.tokenizing import Tokenizer
-from operators.fragment import REJECTED_SCHEMA, FragmentBatch
-from operators.guard import AttemptLedger
-from operators.stages import inputs_of, tokenize_fragment
+from operators.embedder.factory import load_chunk_embedder, load_embedder, load_image_reader
+from operators.embedder.recipe.spec import EmbedderSpec
+from operators.embedder.tokens.tokenizing import Tokenizer
+from operators.pipeline.stages import inputs_of, tokenize_fragment
 from operators.storage import Location
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, read_table, record_from_dict
 from operators.store.snapshots import Snapshot, whole_units
 from operators.store.verification import Problem, verify_unit, worst_cosine
+from operators.work.fragment import REJECTED_SCHEMA, FragmentBatch
+from operators.work.guard import AttemptLedger
 
 _SAMPLED_FRAGMENTS = 8
 

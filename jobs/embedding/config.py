@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jobs.output import OutputFolder
+from jobs.command_line.output_section import OutputFolder
 from operators.corpus.chunking_config import Chunking
 from operators.corpus.source import Source
-from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.planning.estimate import Hardware
 from operators.planning.sampling import PlanConfig
 

@@ -26,10 +26,10 @@ from operators.corpus.duplicates import IDS_PER_PARTITION, Occurrence, find_susp
 from operators.corpus.reading import read_rows
 from operators.corpus.source import Source
 from operators.errors import InputError
-from operators.fragment import Unit, unit_from_dict
 from operators.storage import Location
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, read_table
+from operators.work.fragment import Unit, unit_from_dict
 
 _SHOWN = 5
 

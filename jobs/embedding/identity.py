@@ -9,15 +9,15 @@ from pathlib import Path
 from jobs.embedding.config import EmbedConfig
 from operators.corpus.chunking_config import CHUNKER_VERSION
 from operators.corpus.inspect import inspect_source
-from operators.embedder.fingerprint import mapping_digest
-from operators.embedder.recipe import VISION_KINDS
-from operators.embedder.spec import EmbedderSpec, verified_folder
-from operators.embedder.vision.facts import vision_facts
-from operators.embedder.windows import check_late
+from operators.embedder.recipe.fingerprint import mapping_digest
+from operators.embedder.recipe.recipe import VISION_KINDS
+from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
+from operators.embedder.recipe.vision_facts import vision_facts
+from operators.embedder.tokens.windows import check_late
 from operators.errors import InputError
-from operators.fragment import SourceFile
 from operators.storage import Location
 from operators.store.dataset import Identity, check_identity, encode_schema, read_identity
+from operators.work.fragment import SourceFile
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "models"
 _FILES_TO_INSPECT = 8

@@ -17,9 +17,8 @@ from cluster.progress import Progress
 from cluster.session import Session
 from jobs.embedding.backlog import Backlog
 from jobs.embedding.config import EmbedConfig
-from operators.embedder.spec import EmbedderSpec
+from operators.embedder.recipe.spec import EmbedderSpec
 from operators.errors import GateMissed
-from operators.fragment import Counts
 from operators.planning.estimate import Estimate, mfu_of
 from operators.report.losses import loss_note, lost_by_file
 from operators.report.page import report_page
@@ -29,6 +28,7 @@ from operators.storage import Location, exists, read_bytes, redact, write_whole
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, read_table, rejected_file
 from operators.store.snapshots import Snapshot
+from operators.work.fragment import Counts
 
 _VERSIONS = ("ray", "torch", "transformers", "pyarrow", "s3fs", "embedfleet")
 _REASONS_FROM_FRAGMENTS = 1000  # rejected files read for the report's reasons; more would hold up the end of a run

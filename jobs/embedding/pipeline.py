@@ -2,11 +2,11 @@
 
     units -> read -> tokenize -> embed (actor pool) -> write -> records on the driver
 
-One row of the dataset is one unit before `read` and one fragment after it (operators.fragment.to_row), so Ray places,
-retries, streams and backpressures whole fragments; the driver sees their records alone. `target_max_block_size = 1`
-makes every fragment a block of its own. Every stage asks for another number of CPUs, because Ray fuses equal
+One row of the dataset is one unit before `read` and one fragment after it (operators.work.fragment.to_row), so Ray
+places, retries, streams and backpressures whole fragments; the driver sees their records alone.
+`target_max_block_size = 1` makes every fragment a block of its own. Every stage asks for another number of CPUs, because Ray fuses equal
 neighbours into one; together they ask for less than two CPUs, so a two-CPU cluster runs all of them at once.
-Ray restarts dead workers' tasks without limit: `operators.guard` is what bounds it.
+Ray restarts dead workers' tasks without limit: `operators.work.guard` is what bounds it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from jobs.embedding.workers import (
     work_to_row,
     write,
 )
-from operators.embedder.spec import EmbedderSpec
-from operators.fragment import Counts, Unit
+from operators.embedder.recipe.spec import EmbedderSpec
 from operators.planning.estimate import mfu_of
 from operators.store.fragments import FragmentRecord
+from operators.work.fragment import Counts, Unit
 
 READ_CPUS, TOKENIZE_CPUS, WRITE_CPUS = 0.1, 0.25, 0.11
 # A worker's threads are busy with the model nearly all the time; the rest of its CPU is what the other stages live on.

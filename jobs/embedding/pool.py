@@ -25,10 +25,10 @@ from cluster.environment import COMPUTE_VARIABLES
 from jobs.embedding.config import Compute
 from jobs.embedding.identity import RECIPES
 from jobs.embedding.pipeline import EMBED_CPU_SHARE
-from operators.embedder.prompted import PromptedEmbedders
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.prompted_embedders import PromptedEmbedders
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.evaluation.beir import BLOCK_ROWS, DocumentBlock, read_corpus
 from operators.evaluation.encoding import Prompted, Vectors, unit_vectors

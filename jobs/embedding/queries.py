@@ -12,10 +12,10 @@ import yaml
 
 from jobs.embedding.config import EmbedConfig
 from jobs.embedding.identity import RECIPES, dataset_fingerprint
-from operators.embedder.choice import load_embedder
-from operators.embedder.sparse.vectors import SparseVectors
-from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.factory import load_embedder
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.sparse_vectors import SparseVectors
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors as Embedded
 from operators.errors import InputError
 from operators.index.fusion import Mode

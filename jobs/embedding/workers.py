@@ -1,7 +1,7 @@
 """What runs in the workers of the embed pipeline: one function a stage, one fragment a call.
 
-A fragment comes and goes as one row (operators.fragment.to_row). Storage faults that outlast the storage layer's own
-retries are marked, so that Ray tries the task again; `operators.guard` bounds how often a process may die.
+A fragment comes and goes as one row (operators.work.fragment.to_row). Storage faults that outlast the storage layer's
+own retries are marked, so that Ray tries the task again; `operators.work.guard` bounds how often a process may die.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from operators.corpus.chunking_config import Chunking, check_fits
 from operators.corpus.reading import empty_rows, read_fragments, read_sample
 from operators.corpus.source import Source
 from operators.embedder import quantization
-from operators.embedder.choice import load_chunk_embedder, load_embedder, load_image_reader
-from operators.embedder.spec import EmbedderSpec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.factory import load_chunk_embedder, load_embedder, load_image_reader
+from operators.embedder.recipe.spec import EmbedderSpec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
-from operators.fragment import (
+from operators.pipeline.stages import embed_fragment, inputs_of, tokenize_fragment, unreadable_unit
+from operators.storage import Location, exists
+from operators.store.dataset import Identity
+from operators.store.fragments import FragmentRecord, data_file, read_record, record_from_dict, write_fragment
+from operators.work.fragment import (
     REJECTED_SCHEMA,
     Counts,
     Fragment,
@@ -38,11 +42,7 @@ from operators.fragment import (
     to_row,
     unit_from_dict,
 )
-from operators.guard import PATIENCE, Attempt, AttemptLedger
-from operators.stages import embed_fragment, inputs_of, tokenize_fragment, unreadable_unit
-from operators.storage import Location, exists
-from operators.store.dataset import Identity
-from operators.store.fragments import FragmentRecord, data_file, read_record, record_from_dict, write_fragment
+from operators.work.guard import PATIENCE, Attempt, AttemptLedger
 
 if TYPE_CHECKING:
     from operators.embedder.vision.reading import ImageReader

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from jobs.command_line.output_section import OutputFolder
 from jobs.embedding.config import Compute
-from jobs.output import OutputFolder
-from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.evaluation.statistics import Resampling
 from operators.evaluation.tasks import Task
 from operators.planning.estimate import Hardware

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from cluster.environment import sane_environment
 from jobs.embedding.config import Compute
-from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.evaluation.mteb_model import MtebModel
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.command_line.output_section import OutputFolder
 from jobs.embedding.config import Retention
-from jobs.output import OutputFolder
 from operators.index.planning import Sharding
 from operators.index.queries import Queries
 from operators.index.training import Training

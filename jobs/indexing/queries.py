@@ -11,7 +11,7 @@ from jobs.indexing.source import Embeddings
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_fragments
 from operators.corpus.units import plan_units
-from operators.embedder.spec import EmbedderSpec
+from operators.embedder.recipe.spec import EmbedderSpec
 from operators.errors import InputError
 from operators.index.building import BuildSetup
 from operators.index.held_out import store_held_out

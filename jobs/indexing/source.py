@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from jobs.indexing.config import IndexConfig
 from operators.corpus.listing import list_source
-from operators.embedder.fingerprint import mapping_digest
+from operators.embedder.recipe.fingerprint import mapping_digest
 from operators.errors import InputError
 from operators.index.building import BuildSetup
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, check_index, read_index_identity

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from operators.embedder.sparse.vectors import SparseVectors
+from operators.embedder.sparse_vectors import SparseVectors
 from operators.index.building import BuildSetup, ShardPlan, build_shard, finished_shard
 from operators.index.building import collect_truth as collect_truth_of
 from operators.index.by_list import ListShard, Scatter, gather, scatter

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jobs.output import OutputFolder
+from jobs.command_line.output_section import OutputFolder
 from operators.errors import InputError
 from operators.index.fusion import Fusion, Mode
 from operators.index.queries import Queries

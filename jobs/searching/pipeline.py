@@ -29,15 +29,15 @@ from jobs.searching.config import SearchConfig, mode_of
 from jobs.searching.workers import SearchSetup, part_file, read_vectors, rejected_file, search_batch
 from operators.corpus.listing import list_source
 from operators.corpus.units import plan_units
-from operators.embedder.fingerprint import mapping_digest
+from operators.embedder.recipe.fingerprint import mapping_digest
 from operators.errors import InputError
-from operators.fragment import SourceFile
 from operators.index.group import settings_for
 from operators.index.open import check_columns, has_refine_store
 from operators.index.queries import TEXTS_AT_ONCE, VECTORS_AT_ONCE
 from operators.index.snapshot import IndexSnapshot, Settings
 from operators.storage import Location, delete, exists, iter_files, locate, open_input, upload
 from operators.store.dataset import Identity, encode_schema
+from operators.work.fragment import SourceFile
 
 logger = logging.getLogger(__name__)
 

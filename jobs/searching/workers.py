@@ -1,7 +1,7 @@
 """What runs in the workers of a batch search: read ready vectors, and search a batch on the workers that hold shards.
 
-A batch of queries comes as one row (operators.fragment.to_row), as in the embed pipeline; its results are one Parquet
-file among the parts, written whole, so that a search that was stopped goes on where it was.
+A batch of queries comes as one row (operators.work.fragment.to_row), as in the embed pipeline; its results are one
+Parquet file among the parts, written whole, so that a search that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ import ray
 from jobs.embedding.queries import as_queries
 from jobs.embedding.workers import retried
 from jobs.indexing.open_shards import ask, search_all, search_sparse
-from operators.embedder.sparse.vectors import SparseVectors
-from operators.fragment import (
+from operators.embedder.sparse_vectors import SparseVectors
+from operators.index.fusion import Fusion, Mode, fuse
+from operators.index.group import Found
+from operators.index.open import RESULT_COLUMNS, result_table
+from operators.index.queries import Queries, read_query_vectors
+from operators.index.snapshot import Settings
+from operators.index.vectors import Vectors, VectorSpace
+from operators.storage import Location, exists, open_input, write_whole
+from operators.work.fragment import (
     REJECTED_SCHEMA,
     Counts,
     Extent,
@@ -31,13 +38,6 @@ from operators.fragment import (
     from_row,
     to_row,
 )
-from operators.index.fusion import Fusion, Mode, fuse
-from operators.index.group import Found
-from operators.index.open import RESULT_COLUMNS, result_table
-from operators.index.queries import Queries, read_query_vectors
-from operators.index.snapshot import Settings
-from operators.index.vectors import Vectors, VectorSpace
-from operators.storage import Location, exists, open_input, write_whole
 
 
 @dataclass(frozen=True, slots=True)

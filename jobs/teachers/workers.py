@@ -12,11 +12,11 @@ import pyarrow as pa
 from jobs.embedding.workers import retried
 from jobs.teachers.work import Wanted
 from operators.errors import InputError
-from operators.guard import Ledger, run_guarded
 from operators.storage.cache import Cache
 from operators.teachers.choice import load_reader, load_teacher
 from operators.teachers.inputs import TeacherInputs, from_row, to_row
 from operators.teachers.outputs import Outputs, Piece, StoredPiece, encoded, joined, write_piece
+from operators.work.guard import Ledger, run_guarded
 
 
 @dataclass(frozen=True, slots=True)

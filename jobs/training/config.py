@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jobs.output import OutputFolder
+from jobs.command_line.output_section import OutputFolder
 from jobs.training.sections import Batches, Checkpoints, Evaluating, PreparedSets, TrainCompute
-from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.teachers.config import Teacher
 from operators.training.config.choice import default_objective, fault_of
 from operators.training.config.generation import Generation

@@ -23,8 +23,6 @@ from jobs.training.config import TrainConfig
 from operators.corpus.listing import list_source
 from operators.corpus.units import PACK_BELOW_BYTES, plan_units
 from operators.errors import InputError
-from operators.fragment import SourceFile, unit_from_dict
-from operators.guard import PATIENCE, Ledger
 from operators.storage import Location, locate
 from operators.storage.cache import Cache
 from operators.training.config.sets import TrainingSet, typed_columns
@@ -39,6 +37,8 @@ from operators.training.data.prepared import (
     read_manifest,
     write_manifest,
 )
+from operators.work.fragment import SourceFile, unit_from_dict
+from operators.work.guard import PATIENCE, Ledger
 
 logger = logging.getLogger(__name__)
 

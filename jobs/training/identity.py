@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from jobs.embedding.identity import RECIPES
 from jobs.training.config import TrainConfig
 from operators.corpus.listing import list_source
-from operators.embedder.fingerprint import mapping_digest
-from operators.embedder.spec import EmbedderSpec
+from operators.embedder.recipe.fingerprint import mapping_digest
+from operators.embedder.recipe.spec import EmbedderSpec
 from operators.errors import InputError
 from operators.storage import Location, create_exclusive, delete, read_bytes, redact
 from operators.teachers.spec import teacher_spec

@@ -12,8 +12,8 @@ import torch
 from jobs.embedding.identity import RECIPES
 from jobs.training.config import TrainConfig
 from jobs.training.run import MODEL_FOLDER, TrainRun
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
 from operators.storage import upload_folder
 from operators.training.config.objectives import Loss, Stella
 from operators.training.model.encoder import Encoder

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from jobs.training.identity import public_config
 from jobs.training.run import MODEL_FOLDER, TrainRun
-from operators.embedder.recipe_files import OWN_RECIPE
+from operators.embedder.recipe.files import OWN_RECIPE
 from operators.report.training_card import training_card
 from operators.report.training_page import training_page
 from operators.report.training_text import training_text

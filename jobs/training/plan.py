@@ -12,8 +12,8 @@ from typing import Literal
 
 from jobs.training.config import TrainConfig
 from jobs.training.run import prompted_spec, start_spec
-from operators.embedder import checkpoint
-from operators.embedder.spec import EmbedderSpec
+from operators.embedder.recipe import checkpoint
+from operators.embedder.recipe.spec import EmbedderSpec
 from operators.errors import InputError
 from operators.report.forecast_text import training_plan_page, training_plan_text
 from operators.storage import locate, redact, write_whole
@@ -90,7 +90,9 @@ def _lengths(config: TrainConfig, training_set: TrainingSet) -> tuple[float, flo
 def _mean_tokens(config: TrainConfig, side: Side, role: str, texts: list[str]) -> float:
     import pyarrow as pa
 
-    from operators.embedder.tokenizing import Tokenizer  # transformers takes seconds, and a wrong config shows at once
+    from operators.embedder.tokens.tokenizing import (
+        Tokenizer,  # transformers takes seconds, and a wrong config shows at once
+    )
 
     tokenizer = Tokenizer(prompted_spec(config, side.role or role, side.prompt, side.task))
     ids = tokenizer(pa.array(texts, pa.string())).input_ids

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.metrics import train_metrics
 from jobs.training.identity import public_config
 from jobs.training.run import TrainRun
-from operators.embedder.fingerprint import mapping_digest
+from operators.embedder.recipe.fingerprint import mapping_digest
 from operators.storage import delete, list_folder, upload
 from operators.training.record.curve import Curve, Evaluated, StepMetrics
 from operators.training.record.tensorboard import stale, write_events

@@ -12,8 +12,8 @@ from jobs.teachers.outputs import TeacherOutputs, compute_teacher_outputs
 from jobs.training.config import TrainConfig
 from jobs.training.data import PreparedSet, batch_plan
 from jobs.training.sections import Evaluating
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
 from operators.errors import InputError
 from operators.evaluation.encoding import Prompted
 from operators.storage import Location

@@ -18,8 +18,8 @@ from operators.corpus.formats.streams import decompressed
 from operators.corpus.images import holds_images
 from operators.corpus.source import Source, format_of
 from operators.errors import InputError
-from operators.fragment import SourceFile
 from operators.storage import locate, open_input
+from operators.work.fragment import SourceFile
 
 _HEAD_BYTES = 1 << 20
 _LONGEST_LINE = 64 << 20  # a first line up to here is read to its end

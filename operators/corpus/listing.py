@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from operators.corpus.source import Source, format_of
 from operators.errors import InputError
-from operators.fragment import SourceFile
 from operators.storage import iter_files, locate
+from operators.work.fragment import SourceFile
 
 logger = logging.getLogger(__name__)
 

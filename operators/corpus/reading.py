@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from operators.corpus.formats import Columns, Pace, read_extent
 from operators.corpus.rows import ids_digest, make_rows, reject_positions, split_rejected
 from operators.corpus.source import Source
-from operators.fragment import Counts, Fragment, FragmentBatch, Unit
+from operators.work.fragment import Counts, Fragment, FragmentBatch, Unit
 
 IMAGE_BATCH_ROWS = 64  # rows read at a time where they hold images, of which 64 are some 10 MB
 

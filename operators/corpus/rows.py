@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from operators.corpus.images import image_column
 from operators.corpus.source import Source, fill_template, format_of, template_fields
-from operators.fragment import REJECTED_SCHEMA
+from operators.work.fragment import REJECTED_SCHEMA
 
 FIXED_COLUMNS = ("doc_id", "source_path", "source_row", "text")
 

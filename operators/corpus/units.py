@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from operators.corpus.formats import READ_FAULTS
 from operators.corpus.formats.jsonl import line_blocks
 from operators.corpus.source import Source, format_of
-from operators.fragment import Extent, SourceFile, Unit
 from operators.storage import locate, open_input
+from operators.work.fragment import Extent, SourceFile, Unit
 
 OPEN_ABOVE_BYTES = 4 << 20
 PACK_BELOW_BYTES = 64 << 10

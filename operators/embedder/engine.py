@@ -18,19 +18,22 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder import batching, checkpoint, fast_bert, readings, selftest
-from operators.embedder.adapter_files import locate_adapter
-from operators.embedder.flops import Flops
-from operators.embedder.forward import PaddedForward, PaddedTrunk, PooledForward, Trunk
-from operators.embedder.latent import load_latent_attention
-from operators.embedder.loading import DTYPES, load_model
-from operators.embedder.packing import pack
-from operators.embedder.prepending import TokenPrepending
-from operators.embedder.spec import EmbedderSpec, text_config, verified_folder
+from operators.embedder import selftest
+from operators.embedder.model import fast_bert
+from operators.embedder.model.flops import Flops
+from operators.embedder.model.forward import PaddedForward, PaddedTrunk, PooledForward, Trunk
+from operators.embedder.model.latent_attention import load_latent_attention
+from operators.embedder.model.loading import DTYPES, load_model
+from operators.embedder.model.packing import pack
+from operators.embedder.model.token_prepending import TokenPrepending
+from operators.embedder.recipe import checkpoint
+from operators.embedder.recipe.adapter_files import locate_adapter
+from operators.embedder.recipe.spec import EmbedderSpec, text_config, verified_folder
 from operators.embedder.starting import Device, check_vocabulary, load_dense_head, prepare
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.tokens import batching, token_rows
+from operators.embedder.tokens.tokenizing import Tokenizer
+from operators.embedder.tokens.windows import Windows
 from operators.embedder.vectors import Vectors, finish
-from operators.embedder.windows import Windows
 from operators.errors import InputError
 
 
@@ -62,7 +65,7 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, input_ids: pa.ListArray) -> Vectors:
         """Vectors of N rows of token ids (list<int32>, no nulls), in their order."""
-        readings_M = readings.split(input_ids, len(self._layouts))
+        readings_M = token_rows.split(input_ids, len(self._layouts))
         lengths_M = np.diff(readings_M.offsets.to_numpy())
         plan = batching.plan(lengths_M, self.batch_tokens)
         pooled = torch.zeros(len(plan.order), self.spec.dim, device=self.device)
@@ -122,7 +125,7 @@ class Embedder:
         return spans_M2
 
     def _check_spans(self, input_ids: pa.ListArray) -> None:
-        readings_M = readings.split(input_ids, len(self._layouts))
+        readings_M = token_rows.split(input_ids, len(self._layouts))
         lengths_M = np.diff(readings_M.offsets.to_numpy())
         spans_M2 = self._spans(lengths_M)
         if spans_M2 is not None and self.spec.recipe.pooling in ("mean", "weighted_mean", "latent_attention"):
@@ -153,7 +156,7 @@ def load_trunk(
     recipe = spec.recipe
     model = load_model(verified_folder(spec, weights=True), dtype, recipe)
     for i, name in enumerate(recipe.adapters, start=1):
-        from operators.embedder.adapters import apply_adapter  # peft: a second, for the few recipes that need it
+        from operators.embedder.model.adapters import apply_adapter  # peft: a second, for the few recipes that need it
 
         merge = merge_adapters or i < len(recipe.adapters)
         model = apply_adapter(model, locate_adapter(name), merge, selftest.probe_ids(tokenizer))

@@ -18,15 +18,15 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder import readings
-from operators.embedder.batching import Batch
-from operators.embedder.forward import PooledForward
-from operators.embedder.prepending import TokenPrepending
-from operators.embedder.recipe import Recipe
-from operators.embedder.spec import EmbedderSpec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.model.forward import PooledForward
+from operators.embedder.model.token_prepending import TokenPrepending
+from operators.embedder.recipe.recipe import Recipe
+from operators.embedder.recipe.spec import EmbedderSpec
+from operators.embedder.tokens import token_rows
+from operators.embedder.tokens.batching import Batch
+from operators.embedder.tokens.tokenizing import Tokenizer
+from operators.embedder.tokens.windows import Windows, tokenize_documents
 from operators.embedder.vectors import Vectors
-from operators.embedder.windows import Windows, tokenize_documents
 from operators.errors import InputError
 
 # Lengths far apart, so that together the short ones are mostly padding; and sorting them by length is a permutation
@@ -71,7 +71,7 @@ def check_tokens(tokenizer: Tokenizer, spec: EmbedderSpec) -> None:
     long = TEXTS[1] * (1 + tokenizer.max_text_tokens // 50)
     rows = tokenizer(pa.array([*TEXTS, long])).input_ids
     num_readings = len(tokenizer.readings)
-    for index, ids in enumerate(readings.split(rows, num_readings).to_pylist()):
+    for index, ids in enumerate(token_rows.split(rows, num_readings).to_pylist()):
         if len(ids) > spec.recipe.max_tokens:
             raise InputError(f"{spec.model}: self-test: a text has {len(ids)} tokens, more than max_tokens")
         if tokenizer.end_id is not None and ids[-1] != tokenizer.end_id:
@@ -111,7 +111,7 @@ def check_prepending(
     model: transformers.PreTrainedModel, prepending: TokenPrepending, tokenizer: Tokenizer, device: torch.device
 ) -> None:
     """Raise InputError where token prepending changes nothing."""
-    reading = readings.split(tokenizer(texts()).input_ids, len(tokenizer.readings))[0].as_py()
+    reading = token_rows.split(tokenizer(texts()).input_ids, len(tokenizer.readings))[0].as_py()
     ids_1L = torch.tensor([reading], device=device)
     plain = model(input_ids=ids_1L).last_hidden_state
     with prepending.on_batch(ids_1L, torch.ones_like(ids_1L, dtype=torch.bool)):
@@ -122,14 +122,14 @@ def check_prepending(
 
 def probe_ids(tokenizer: Tokenizer) -> torch.Tensor:
     """ids_1L: some tokens of a known text, all different ones beside each other."""
-    ids = readings.split(tokenizer(texts()).input_ids, len(tokenizer.readings))
+    ids = token_rows.split(tokenizer(texts()).input_ids, len(tokenizer.readings))
     longest = ids[int(np.argmax(np.diff(ids.offsets.to_numpy())))].values.to_numpy().astype(np.int64)
     return torch.from_numpy(longest[:PROBE_TOKENS])[None]
 
 
 def probe_batch(tokenizer: Tokenizer, recipe: Recipe, config: transformers.PreTrainedConfig) -> Batch:
     """The known texts, and one that is longer than the model's sliding window, where it has one."""
-    rows = readings.split(tokenizer(texts()).input_ids, len(tokenizer.readings)).to_pylist()
+    rows = token_rows.split(tokenizer(texts()).input_ids, len(tokenizer.readings)).to_pylist()
     window = getattr(config, "sliding_window", None)
     if window is not None:
         rows.append(np.resize(np.concatenate(rows), min(recipe.max_tokens, int(window) + PROBE_TOKENS)))

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 import transformers
 
-from operators.embedder import checkpoint, selftest
-from operators.embedder.heads import load_head
-from operators.embedder.spec import EmbedderSpec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder import selftest
+from operators.embedder.model.heads import load_head
+from operators.embedder.recipe import checkpoint
+from operators.embedder.recipe.spec import EmbedderSpec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda"]

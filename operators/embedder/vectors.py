@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.embedder.sparse.vectors import SparseVectors
+from operators.embedder.sparse_vectors import SparseVectors
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ class Vectors:
     values_ND: NDArray[np.float32]  # all zeros where not finite; D is 0 for a recipe without dense vectors
     finite_N: NDArray[np.bool_]  # False: the model gave NaN, infinity or a zero vector; reject the row
     padding_tokens: int
-    flops: float = 0.0  # that the model needs for them (operators.embedder.flops)
+    flops: float = 0.0  # that the model needs for them (operators.embedder.model.flops)
     unknown_tokens: int = 0  # words that a static embedder has no vector for, left out of the mean
     sparse: SparseVectors | None = None  # where the recipe has a sparse head
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from operators.embedder.templates import TASK, as_tuple
+from operators.embedder.recipe.templates import TASK, as_tuple
 from operators.errors import InputError
 from operators.evaluation.beir import BLOCK_ROWS, DocumentBlock, document_text
 from operators.evaluation.encoding import Encoder, Prompted, Vectors, unit_vectors
@@ -25,7 +25,7 @@ from operators.evaluation.retrieval import Run
 if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
 
-    from operators.embedder.spec import EmbedderSpec
+    from operators.embedder.recipe.spec import EmbedderSpec
 
 
 class CorpusEncoder(Encoder, Protocol):

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from operators.embedder.sparse.vectors import INDICES, WEIGHTS, SparseVectors
+from operators.embedder.sparse_vectors import INDICES, WEIGHTS, SparseVectors
 from operators.errors import InputError
 from operators.index.ids import ID_COLUMNS, IdsWriter, id_table, read_shard_record
 from operators.index.library import faiss

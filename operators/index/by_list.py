@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.embedder.sparse.vectors import FIELDS, SparseVectors
+from operators.embedder.sparse_vectors import FIELDS, SparseVectors
 from operators.index.building import BuildSetup, ShardPlan, ShardWriter, part_blocks
 from operators.index.ids import id_table, ids_schema
 from operators.index.scratch import scratch_folder, sweep_scratch

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.embedder.sparse.vectors import SparseVectors
+from operators.embedder.sparse_vectors import SparseVectors
 from operators.errors import InputError
 from operators.index.fusion import Fusion, fuse
 from operators.index.group import Found, ShardGroup, cut_after_ties, rank, settings_for, with_ties

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from operators.embedder.fingerprint import mapping_digest
+from operators.embedder.recipe.fingerprint import mapping_digest
 from operators.index.library import faiss
 from operators.index.spec import Metric
 from operators.index.vectors import Vectors

@@ -18,10 +18,10 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from operators.embedder import batching
-from operators.fragment import LENGTH_EDGES, Counts
+from operators.embedder.tokens import batching
 from operators.planning.expansion import Expansion, Interval, expand, is_complete
 from operators.planning.sampling import Floats, Ints, UnitDraw, UnitSample
+from operators.work.fragment import LENGTH_EDGES, Counts
 
 DTYPES = ("float32", "float16", "int8", "binary")
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.embedder.windows import tokens_read
-from operators.fragment import FragmentBatch
+from operators.embedder.tokens.windows import tokens_read
+from operators.work.fragment import FragmentBatch
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

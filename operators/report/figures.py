@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from operators.fragment import LENGTH_EDGES
 from operators.planning.expansion import Interval
+from operators.work.fragment import LENGTH_EDGES
 
 _LARGE = ((1e12, " T"), (1e9, " B"), (1e6, " M"))
 _BYTES = ((1e15, " PB"), (1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB"))

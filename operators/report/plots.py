@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.fragment import LENGTH_EDGES
 from operators.report.figures import count, duration
+from operators.work.fragment import LENGTH_EDGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,9 @@ from typing import Any
 import pydantic
 
 from operators.errors import InputError
-from operators.fragment import Counts
 from operators.planning.estimate import Estimate, Hardware
 from operators.planning.expansion import Interval
+from operators.work.fragment import Counts
 
 
 @dataclass(frozen=True, slots=True)

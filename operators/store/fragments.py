@@ -17,10 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from operators.embedder.sparse.vectors import FIELDS, WEIGHTS
-from operators.fragment import Counts, Extent, Fragment, FragmentBatch, fragment_from_dict
+from operators.embedder.sparse_vectors import FIELDS, WEIGHTS
 from operators.storage import Location, delete, exists, open_input, write_whole
 from operators.store.dataset import Identity
+from operators.work.fragment import Counts, Extent, Fragment, FragmentBatch, fragment_from_dict
 
 _RECORD_KEY = b"embedfleet.fragment"
 _VECTORS = "embedding.list.element"

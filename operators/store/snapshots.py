@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.errors import InputError
-from operators.fragment import Extent, Fragment, SourceFile, Unit
 from operators.storage import Location, create_exclusive, list_folder, read_bytes
 from operators.store.fragments import FragmentRecord, read_record
+from operators.work.fragment import Extent, Fragment, SourceFile, Unit
 
 logger = logging.getLogger(__name__)
 

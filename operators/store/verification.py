@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from operators.corpus.reading import read_fragments
 from operators.corpus.source import Source
 from operators.embedder.quantization import to_arrow
-from operators.embedder.sparse.vectors import INDICES, WEIGHTS, SparseVectors
+from operators.embedder.sparse_vectors import INDICES, WEIGHTS, SparseVectors
 from operators.embedder.vectors import Vectors
-from operators.fragment import REJECTED_SCHEMA, FragmentBatch
 from operators.storage import Location, exists, open_input
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, output_schema, read_table, rejected_file
+from operators.work.fragment import REJECTED_SCHEMA, FragmentBatch
 
 # Norms of vectors that are stored in fewer bits; float16 keeps 11 bits a component, int8 steps are averaged over them.
 _NORM_TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "int8": 3e-2}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from operators.embedder.recipe import ComputeDtype, EmbedderConfig
+from operators.embedder.recipe.recipe import ComputeDtype, EmbedderConfig
 from operators.training.config.sets import Side
 
 Output = Literal["vectors", "scores"]

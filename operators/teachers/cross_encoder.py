@@ -17,12 +17,12 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder.backend import load_fast
-from operators.embedder.batching import Batch
-from operators.embedder.forward import default_batch_tokens
-from operators.embedder.loading import DTYPES, load_model
+from operators.embedder.model.forward import default_batch_tokens
+from operators.embedder.model.loading import DTYPES, load_model
 from operators.embedder.starting import prepare_process
-from operators.embedder.truncating import kept_after
+from operators.embedder.tokens.backend import load_fast
+from operators.embedder.tokens.batching import Batch
+from operators.embedder.tokens.truncating import kept_after
 from operators.errors import InputError
 from operators.teachers.inputs import TeacherInputs
 from operators.teachers.outputs import Outputs

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from operators.embedder.prompted import PromptedEmbedders
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.prompted_embedders import PromptedEmbedders
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.teachers.config import EmbedderTeacher
 from operators.teachers.inputs import Distinct, TeacherInputs, distinct, documents_of, queries_of
 from operators.teachers.outputs import Outputs, cosines

@@ -20,13 +20,13 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder.backend import load_fast, special_ids
-from operators.embedder.batching import Batch
-from operators.embedder.forward import default_batch_tokens
-from operators.embedder.loading import DTYPES, load_model
+from operators.embedder.model.forward import default_batch_tokens
+from operators.embedder.model.loading import DTYPES, load_model
 from operators.embedder.selftest import PROBE_TOKENS, tokens_that_see
 from operators.embedder.starting import prepare_process
-from operators.embedder.truncating import kept_between
+from operators.embedder.tokens.backend import load_fast, special_ids
+from operators.embedder.tokens.batching import Batch
+from operators.embedder.tokens.truncating import kept_between
 from operators.errors import InputError
 from operators.teachers.config import DOCUMENT, QUERY, TASK, JudgeTeacher
 from operators.teachers.inputs import TeacherInputs

@@ -13,8 +13,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from operators.embedder import batching
-from operators.embedder.batching import Batch
+from operators.embedder.tokens import batching
+from operators.embedder.tokens.batching import Batch
 from operators.teachers.inputs import Distinct, TeacherInputs, distinct, documents_of, queries_of
 from operators.teachers.outputs import Outputs
 

@@ -9,9 +9,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from operators.embedder import checkpoint, fingerprint, layouts
-from operators.embedder.recipe import Recipe
-from operators.embedder.spec import EmbedderSpec, embedder_spec, weights_digest
+from operators.embedder.recipe import checkpoint, fingerprint, layouts
+from operators.embedder.recipe.recipe import Recipe
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec, weights_digest
 from operators.errors import InputError
 from operators.teachers.config import (
     TASK,

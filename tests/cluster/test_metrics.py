@@ -17,7 +17,7 @@ sane_environment()
 import ray
 from cluster.metrics import embed_metrics, train_metrics
 from cluster.session import connect
-from operators.fragment import Counts
+from operators.work.fragment import Counts
 from operators.training.record.curve import StepMetrics
 
 with connect():

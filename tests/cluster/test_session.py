@@ -24,8 +24,8 @@ import ray, ray.data
 
 @ray.remote
 def on_worker():
-    import operators.fragment
-    return [operators.fragment.__file__, os.environ["TOKENIZERS_PARALLELISM"], ray.get_runtime_context().get_node_id()]
+    from operators.work import fragment
+    return [fragment.__file__, os.environ["TOKENIZERS_PARALLELISM"], ray.get_runtime_context().get_node_id()]
 
 class Doubler:
     def __call__(self, batch):
@@ -89,7 +89,7 @@ def test_session_inside_a_session_joins_it_and_leaves_it_running(local_facts: di
 
 def test_session_workers_import_the_code_from_any_folder(local_facts: dict[str, Any]) -> None:
     for file, tokenizers_parallelism, _ in local_facts["workers"]:
-        assert Path(file) == ROOT / "operators/fragment.py"
+        assert Path(file) == ROOT / "operators/work/fragment.py"
         assert tokenizers_parallelism == "false"
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from jobs.command_line import main
+from jobs.command_line.main import main
 from operators.storage import locate
 from operators.store.snapshots import Snapshot, latest_snapshot
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
 from tests.checkpoints import tiny_bert
 from tests.jobs.running import run_job, write_jsonl
 from tests.jobs.test_train import RECIPES, topics

@@ -14,9 +14,9 @@ import yaml
 
 from jobs.embedding.config import Compute
 from jobs.embedding.pool import EmbeddingWorker, embedding_pool, prompted_spec
-from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.factory import load_embedder
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.evaluation.encoding import Prompted
 from tests.evaluation_sets import sentence

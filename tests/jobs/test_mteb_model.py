@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from jobs.embedding.config import Compute
 from jobs.evaluating.mteb_model import mteb_model
-from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.recipe.recipe import EmbedderConfig
 from tests.evaluation_sets import sentence, write_beir, write_sts
 from tests.operators.evaluation.test_scoring import beir_rows
 

@@ -11,7 +11,7 @@ import pytest
 import transformers
 import yaml
 
-from jobs.command_line import main
+from jobs.command_line.main import main
 from tests.checkpoints import tiny_bert
 
 

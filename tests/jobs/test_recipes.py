@@ -12,9 +12,9 @@ import transformers
 import yaml
 
 from operators.embedder.engine import Embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from tests import checkpoints
 from tests.jobs.running import ROOT, documents, run_job, vectors_of, write_config, write_jsonl
 

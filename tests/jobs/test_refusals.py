@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config_file import load_config
+from jobs.command_line.config_file import load_config
 from jobs.training.config import TrainConfig
 from tests.jobs.running import documents, run_job, write_config, write_jsonl
 

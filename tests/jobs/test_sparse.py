@@ -19,11 +19,11 @@ import yaml
 from safetensors.torch import save_file
 
 from jobs.embedding.identity import RECIPES
-from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.sparse.vectors import SparseVectors
-from operators.embedder.spec import embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.factory import load_embedder
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.sparse_vectors import SparseVectors
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.index import open_index
 from operators.index.fusion import Fusion
 from operators.index.snapshot import read_index

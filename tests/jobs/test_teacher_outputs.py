@@ -17,7 +17,7 @@ import torch
 import transformers
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from jobs.config_file import check_config
+from jobs.command_line.config_file import check_config
 from jobs.embedding.config import Compute
 from jobs.teachers.outputs import TeacherOutputs, compute_teacher_outputs, plan_teacher_outputs
 from jobs.teachers.work import Wanted
@@ -25,12 +25,12 @@ from jobs.teachers.workers import Setup, TeacherWorker, read, work_row
 from jobs.training.config import TrainConfig
 from jobs.training.data import PreparedSet, prepare_sets
 from operators.errors import InputError
-from operators.guard import PATIENCE, AttemptLedger
 from operators.storage import iter_files, locate, write_whole
 from operators.storage.cache import Cache
 from operators.teachers.config import Teacher
 from operators.teachers.outputs import PIECE_ROWS
 from operators.training.data.prepared import Split
+from operators.work.guard import PATIENCE, AttemptLedger
 from tests.checkpoints import tiny_bert, tiny_decoder
 from tests.operators.teachers.rows import teacher_of, text
 from tests.operators.teachers.test_cross_encoder import classifier

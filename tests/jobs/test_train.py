@@ -15,10 +15,10 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.factory import load_embedder
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.training.record.curve import Curve
 from tests.checkpoints import WORDS, tiny_bert
 from tests.jobs.running import run_job, write_jsonl

@@ -8,10 +8,10 @@ from typing import Any
 import pydantic
 import pytest
 
-from jobs.config_file import load_config
+from jobs.command_line.config_file import load_config
 from jobs.distilling.config import DistillConfig
 from jobs.training.config import TrainConfig
-from operators.embedder.recipe_files import load_recipe
+from operators.embedder.recipe.files import load_recipe
 from operators.training.config.choice import fault_of_sparse
 from operators.training.config.objectives import InfoNce
 

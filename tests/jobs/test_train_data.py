@@ -16,15 +16,15 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from jobs.config_file import check_config
+from jobs.command_line.config_file import check_config
 from jobs.training.config import TrainConfig
 from jobs.training.data import MissingSet, batch_plan, prepare_sets, prepare_units
 from operators.corpus.listing import list_source
 from operators.corpus.units import plan_units
 from operators.errors import InputError
-from operators.guard import PATIENCE, AttemptLedger
 from operators.storage import iter_files, locate, write_whole
 from operators.storage.cache import Cache
+from operators.work.guard import PATIENCE, AttemptLedger
 from tests.s3_servers import S3Server
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -14,10 +14,10 @@ import transformers
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.factory import load_embedder
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from tests.checkpoints import WORDS, tiny_bert, tiny_decoder, tiny_nv_embed
 from tests.jobs.running import run_job, write_jsonl
 

@@ -30,8 +30,8 @@ pytestmark = [
 def reference() -> dict[str, NDArray[np.float32]]:
     """Vectors of a random sample of documents by sentence-transformers in float32."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    from operators.embedder import checkpoint
-    from operators.embedder.recipe_files import load_recipe
+    from operators.embedder.recipe import checkpoint
+    from operators.embedder.recipe.files import load_recipe
 
     recipe = load_recipe("minilm", ROOT / "configs" / "models")
     with gzip.open(PASSAGES, "rt") as lines:

@@ -19,8 +19,8 @@ from operators.corpus.formats.raw import READ_FAULTS, Columns, bad_rows, one_lin
 from operators.corpus.formats.streams import Pace
 from operators.corpus.formats.textfile import read_text
 from operators.corpus.source import Source, format_of
-from operators.fragment import Extent
 from operators.storage import locate
+from operators.work.fragment import Extent
 
 __all__ = ["READ_FAULTS", "Columns", "Pace", "read_extent"]
 

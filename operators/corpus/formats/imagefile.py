@@ -9,8 +9,8 @@ import pyarrow as pa
 from operators.corpus.formats.raw import Columns, bad_rows
 from operators.corpus.formats.streams import Pace, metered
 from operators.corpus.images import MAX_IMAGE_BYTES
-from operators.fragment import Extent
 from operators.storage import Location, open_input
+from operators.work.fragment import Extent
 
 IMAGE_FILE_SCHEMA = pa.schema([("path", pa.string()), ("name", pa.string()), ("image", pa.binary())])
 

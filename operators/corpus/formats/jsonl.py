@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from operators.corpus.formats.raw import Columns, one_line
 from operators.corpus.formats.streams import BLOCK_BYTES, Pace, decompressed, metered
-from operators.fragment import Extent
 from operators.storage import Location, open_input
+from operators.work.fragment import Extent
 
 
 def read_jsonl(

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from operators.corpus.formats.raw import READ_FAULTS, Columns, bad_rows, one_line, raise_if_about_the_run
 from operators.corpus.formats.streams import Pace
-from operators.fragment import Extent
 from operators.storage import Location, open_input
+from operators.work.fragment import Extent
 
 
 def read_parquet(location: Location, extent: Extent, columns: Columns, pace: Pace) -> Iterator[pa.Table]:

@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from operators.embedder.batching import Batch
-from operators.embedder.forward import TokenStates
-from operators.embedder.pooling import pool
-from operators.embedder.sparse.settings import SparseHead, token_weights_file
-from operators.embedder.sparse.vectors import SparseVectors
+from operators.embedder.model.forward import TokenStates
+from operators.embedder.model.pooling import pool
+from operators.embedder.recipe.sparse_head import SparseHead, token_weights_file
 from operators.embedder.sparse.vocabulary import VocabularyHead
 from operators.embedder.sparse.words import WordsInText
+from operators.embedder.sparse_vectors import SparseVectors
+from operators.embedder.tokens.batching import Batch
 from operators.errors import InputError
 
 WEIGHTS_AT_ONCE = 1 << 26  # rows times vocabulary: 256 MB

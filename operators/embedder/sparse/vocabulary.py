@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from operators.embedder.loading import load_model
-from operators.embedder.recipe import Recipe
+from operators.embedder.model.loading import load_model
+from operators.embedder.recipe.recipe import Recipe
 from operators.errors import InputError
 
 LOGITS_AT_ONCE = 1 << 25  # 128 MB in float32

@@ -14,9 +14,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.embedder.batching import Batch
 from operators.embedder.selftest import TEXTS, texts
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.tokens.batching import Batch
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 
 WORD = re.compile(r"\w+(?:-\w+)*")

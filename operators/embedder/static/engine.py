@@ -16,9 +16,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from operators.embedder.spec import EmbedderSpec, verified_folder
-from operators.embedder.static import folder as static_folder
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.recipe import static_folder
+from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.errors import InputError
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder.flops import Flops
+from operators.embedder.model.flops import Flops
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,14 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from operators.embedder import batching
-from operators.embedder.batching import Batch
-from operators.embedder.forward import default_batch_tokens
-from operators.embedder.loading import DTYPES
-from operators.embedder.pooling import pool
-from operators.embedder.spec import EmbedderSpec
+from operators.embedder.model.forward import default_batch_tokens
+from operators.embedder.model.loading import DTYPES
+from operators.embedder.model.pooling import pool
+from operators.embedder.recipe.spec import EmbedderSpec
 from operators.embedder.starting import Device, check_vocabulary
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.tokens import batching
+from operators.embedder.tokens.batching import Batch
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.embedder.vision import selftest
 from operators.embedder.vision.flops import VisionFlops

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from operators.embedder.vision.facts import CHANNELS, VisionFacts
+from operators.embedder.recipe.vision_facts import CHANNELS, VisionFacts
 from operators.errors import InputError
 
 if TYPE_CHECKING:

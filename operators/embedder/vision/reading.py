@@ -20,11 +20,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.corpus.images import BadImage, fetch
-from operators.embedder.spec import EmbedderSpec, verified_folder
-from operators.embedder.templates import Template, filled
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
+from operators.embedder.recipe.templates import Template, filled
+from operators.embedder.recipe.vision_facts import VisionFacts, vision_facts
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vision.decoding import decode
-from operators.embedder.vision.facts import VisionFacts, vision_facts
 from operators.embedder.vision.processing import ImageProcessor, Pixels, to_arrow
 from operators.errors import InputError
 

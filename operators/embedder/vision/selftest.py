@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image
 
 from operators.embedder import selftest
-from operators.embedder.spec import EmbedderSpec
+from operators.embedder.recipe.spec import EmbedderSpec
 from operators.embedder.vision.reading import ImageReader
 from operators.errors import InputError
 

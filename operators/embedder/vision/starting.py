@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from operators.embedder.loading import DTYPES, load_model
-from operators.embedder.spec import EmbedderSpec, verified_folder
+from operators.embedder.model.loading import DTYPES, load_model
+from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.starting import Device, prepare_process
 from operators.embedder.vision.reading import ImageReader
 

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from operators.corpus.formats import READ_FAULTS
 from operators.corpus.inspect import head_schema
 from operators.corpus.source import Source, template_fields
-from operators.embedder.fingerprint import mapping_digest
+from operators.embedder.recipe.fingerprint import mapping_digest
 from operators.errors import InputError
-from operators.fragment import SourceFile
 from operators.training.config.objectives import Objective
+from operators.work.fragment import SourceFile
 
 Kind = Literal["pairs", "triples", "scored", "lists", "texts"]
 PREPARER_VERSION = 1  # part of every fingerprint; goes up with a change to what prepared rows hold

@@ -22,13 +22,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from operators.corpus.formats import Columns, read_extent
 from operators.errors import InputError
-from operators.fragment import Unit
 from operators.storage import Location, read_bytes, write_whole
 from operators.storage.cache import Cache
 from operators.training.config.sets import TrainingSet
 from operators.training.data.cleaning import ROW_SCHEMA, Cleaned, clean
 from operators.training.data.counts import RowCounts
 from operators.training.data.mixing import key_of, mixed
+from operators.work.fragment import Unit
 
 Split = Literal["train", "dev"]
 PART_ROWS, PART_BYTES = 1 << 16, 64 << 20

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from operators.embedder.flops import Flops
-from operators.embedder.loading import load_config
-from operators.embedder.recipe import Recipe
+from operators.embedder.model.flops import Flops
+from operators.embedder.model.loading import load_config
+from operators.embedder.recipe.recipe import Recipe
 from operators.errors import InputError
 
 

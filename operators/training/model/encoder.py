@@ -16,15 +16,16 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder import checkpoint, selftest
-from operators.embedder.batching import Batch
+from operators.embedder import selftest
 from operators.embedder.engine import check_shapes, load_trunk
-from operators.embedder.forward import PaddedForward, PaddedTrunk, TokenStates, hidden_states
-from operators.embedder.heads import load_head
-from operators.embedder.latent import load_latent_attention
-from operators.embedder.readings import Layout, PoolOver
-from operators.embedder.spec import EmbedderSpec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.model.forward import PaddedForward, PaddedTrunk, TokenStates, hidden_states
+from operators.embedder.model.heads import load_head
+from operators.embedder.model.latent_attention import load_latent_attention
+from operators.embedder.recipe import checkpoint
+from operators.embedder.recipe.spec import EmbedderSpec
+from operators.embedder.tokens.batching import Batch
+from operators.embedder.tokens.token_rows import Layout, PoolOver
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.training.config.tuning import Tuning
 from operators.training.model.language_model import LanguageHead, causal_view, load_language_model

@@ -20,11 +20,11 @@ import torch
 import transformers
 import yaml
 
-from operators.embedder import checkpoint
-from operators.embedder.fingerprint import TOKENIZER_FILES
-from operators.embedder.heads import Dense
-from operators.embedder.recipe import Recipe
-from operators.embedder.recipe_files import OWN_RECIPE
+from operators.embedder.model.heads import Dense
+from operators.embedder.recipe import checkpoint
+from operators.embedder.recipe.files import OWN_RECIPE
+from operators.embedder.recipe.fingerprint import TOKENIZER_FILES
+from operators.embedder.recipe.recipe import Recipe
 from operators.training.model.encoder import Encoder
 
 _MODES = {"mean": "mean", "cls": "cls", "last": "lasttoken", "weighted_mean": "weightedmean"}

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import transformers
 
-from operators.embedder.loading import load_model
+from operators.embedder.model.loading import load_model
+from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.sparse.vocabulary import KINDS, PROBE_TOKENS, TOLERANCE
-from operators.embedder.spec import EmbedderSpec, verified_folder
 from operators.errors import InputError
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from operators.embedder.batching import Batch
-from operators.embedder.forward import Trunk
+from operators.embedder.model.forward import Trunk
+from operators.embedder.tokens.batching import Batch
 from operators.training.model.language_model import LanguageHead
 from operators.training.objectives.blocks import LOGITS
 from operators.training.objectives.representations import full_precision

@@ -22,12 +22,12 @@ import transformers
 from numpy.typing import NDArray
 
 from operators.embedder import selftest
-from operators.embedder.choice import load_embedder
 from operators.embedder.engine import load_trunk
-from operators.embedder.heads import Dense
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.factory import load_embedder
+from operators.embedder.model.heads import Dense
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.training.config.student import Student
 from operators.training.config.tuning import Tuning

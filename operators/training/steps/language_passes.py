@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from operators.embedder.batching import Batch
+from operators.embedder.tokens.batching import Batch
 from operators.training.config.language import CausalLm, LanguageLoss, Mntp
 from operators.training.data.mixing import key_of
 from operators.training.model.encoder import Encoder, Tokenized

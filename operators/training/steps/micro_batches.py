@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from operators.embedder.batching import plan
+from operators.embedder.tokens.batching import plan
 
 
 @dataclass(frozen=True, slots=True)

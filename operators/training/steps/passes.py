@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from operators.embedder.batching import Batch
+from operators.embedder.tokens.batching import Batch
 from operators.training.data.mixing import key_of
 from operators.training.model.encoder import Encoder
 from operators.training.model.sharding import agreed_passes

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from operators.corpus.formats import Pace
 from operators.corpus.reading import read_rows
 from operators.corpus.source import Source
-from operators.fragment import Extent, SourceFile, Unit
+from operators.work.fragment import Extent, SourceFile, Unit
 
 NO_KEEP = pa.schema([])
 FUZZ = settings(

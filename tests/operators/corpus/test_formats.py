@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from operators.corpus.formats import Pace
 from operators.errors import InputError
-from operators.fragment import Extent, SourceFile
+from operators.work.fragment import Extent, SourceFile
 from tests.operators.corpus.reading_files import FUZZ, good, reasons, rows_of, texts, written
 
 FIELDS = st.text(st.characters(blacklist_categories=["Cs"]), max_size=12)

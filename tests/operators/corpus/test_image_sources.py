@@ -20,7 +20,7 @@ from operators.corpus.reading import read_fragments
 from operators.corpus.source import Source
 from operators.corpus.units import choose_pack_below, plan_units
 from operators.errors import InputError
-from operators.fragment import FragmentBatch
+from operators.work.fragment import FragmentBatch
 from tests.vision_checkpoints import drawn, encoded
 
 PICTURES = [encoded(drawn(number)) for number in range(4)]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from operators.corpus.reading import empty_rows, read_fragments, read_sample
 from operators.corpus.source import Source
-from operators.fragment import Extent, FragmentBatch, Unit
+from operators.work.fragment import Extent, FragmentBatch, Unit
 from tests.operators.corpus.reading_files import NO_KEEP, source_file
 
 FUZZ = settings(max_examples=40, deadline=None)

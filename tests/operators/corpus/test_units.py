@@ -12,7 +12,7 @@ import pytest
 
 from operators.corpus.source import Source
 from operators.corpus.units import OPEN_ABOVE_BYTES, PACK_MAX_FILES, PACK_TARGET_BYTES, choose_pack_below, plan_units
-from operators.fragment import Extent, SourceFile, Unit
+from operators.work.fragment import Extent, SourceFile, Unit
 from tests.operators.corpus.reading_files import source_file
 
 SOURCE = Source(path="/none")

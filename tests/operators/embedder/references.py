@@ -20,11 +20,11 @@ import transformers
 import yaml
 from numpy.typing import NDArray
 
-from operators.embedder import fast_bert
 from operators.embedder.engine import Embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.model import fast_bert
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from tests import checkpoints
 
 RECIPES = Path(__file__).parents[3] / "configs" / "models"

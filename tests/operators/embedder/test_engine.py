@@ -17,10 +17,10 @@ import yaml
 from numpy.typing import NDArray
 
 from operators.embedder.engine import Embedder
-from operators.embedder.flops import Flops
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.model.flops import Flops
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from tests import checkpoints
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 import yaml
 
-from operators.embedder.latent import LatentAttention
+from operators.embedder.model.latent_attention import LatentAttention
 
 RECIPES = Path(__file__).parents[3] / "configs" / "models"
 

@@ -13,10 +13,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
-from operators.embedder.templates import Template
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.recipe.templates import Template
+from operators.embedder.tokens.tokenizing import Tokenizer
 from tests import checkpoints
 from tests.operators.embedder.references import (
     RECIPES,

@@ -11,7 +11,7 @@ import torch
 import transformers
 import yaml
 
-from operators.embedder import fast_bert
+from operators.embedder.model import fast_bert
 from tests import checkpoints
 from tests.operators.embedder.references import (
     RECIPES,

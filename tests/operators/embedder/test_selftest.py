@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from operators.embedder import selftest
 from operators.embedder.engine import Embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors
 from operators.errors import InputError
 from tests import checkpoints

@@ -14,9 +14,9 @@ import transformers
 import yaml
 
 from operators.embedder.engine import Embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.recipe_files import load_recipe
-from operators.embedder.spec import embedder_spec
+from operators.embedder.recipe.files import load_recipe
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
 from operators.errors import InputError
 from tests import checkpoints
 

@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 from numpy.typing import NDArray
 
-from operators.embedder.sparse.vectors import SparseVectors
+from operators.embedder.sparse_vectors import SparseVectors
 from operators.errors import InputError
 from operators.index import Index
 from operators.index import postings as inverted

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.embedder import batching
+from operators.embedder.tokens import batching
 from operators.planning.estimate import Estimate, Hardware, Reading, Setting, estimate_run, mfu, price, vector_bytes
 from operators.planning.expansion import Interval
 from operators.planning.sampling import UnitSample, choose_units

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.fragment import REJECTED_SCHEMA, Counts, Extent, Fragment, FragmentBatch, SourceFile, Unit
 from operators.planning.sampling import PlanConfig, UnitSample, choose_units, sample_of
+from operators.work.fragment import REJECTED_SCHEMA, Counts, Extent, Fragment, FragmentBatch, SourceFile, Unit
 
 
 @given(

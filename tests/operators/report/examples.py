@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from operators.fragment import LENGTH_EDGES, Counts
 from operators.planning.estimate import Cost, Estimate
 from operators.planning.expansion import Interval
 from operators.report.summary import FragmentTally, RunReport, ThroughputPoint
+from operators.work.fragment import LENGTH_EDGES, Counts
 
 LENGTHS = (12, 340, 2900, 5210, 7300, 12400, 9900, 8300, 3100, 0, 0, 0, 0, 0, 0, 0, 0)
 

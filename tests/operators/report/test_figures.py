@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.fragment import LENGTH_EDGES
 from operators.planning.expansion import Interval
 from operators.report.figures import bars, count, duration, files, money, percent, plus_minus, printable, size
+from operators.work.fragment import LENGTH_EDGES
 
 
 @pytest.mark.parametrize(

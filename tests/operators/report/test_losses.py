@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from operators.fragment import Extent, Fragment, SourceFile, Unit
 from operators.report.losses import MOST_FILES, OTHERS, loss_note, lost_by_file
 from operators.store.fragments import FragmentRecord
+from operators.work.fragment import Extent, Fragment, SourceFile, Unit
 
 
 def record(lost_tokens: int, *paths: str, part: int = 0) -> FragmentRecord:

@@ -12,12 +12,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from operators.fragment import Counts
 from operators.planning.estimate import Cost
 from operators.planning.expansion import Interval
 from operators.report import plots
 from operators.report.page import plan_page, report_page
 from operators.report.summary import FragmentTally
+from operators.work.fragment import Counts
 from tests.operators.report.examples import PLAN, REPORT
 
 EVIL = '<script>alert("1")</script>&\'"></svg></style><img src=x onerror=1>$x^{$\x00\x1b\ud800😀'

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from operators.errors import InputError
-from operators.fragment import Counts
 from operators.planning.estimate import Hardware
 from operators.report.summary import (
     FragmentTally,
@@ -20,6 +19,7 @@ from operators.report.summary import (
     to_json,
     with_measured_speed,
 )
+from operators.work.fragment import Counts
 from tests.operators.report.examples import COUNTS, PLAN, REPORT
 
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 from operators.corpus.reading import read_fragments
 from operators.corpus.source import Source
 from operators.embedder.quantization import OutputDtype, to_arrow
-from operators.embedder.sparse.vectors import SparseVectors
-from operators.fragment import Extent, Fragment, FragmentBatch, SourceFile, Unit
+from operators.embedder.sparse_vectors import SparseVectors
 from operators.storage import Location
 from operators.store.dataset import Identity, encode_schema
 from operators.store.fragments import FragmentRecord, write_fragment
+from operators.work.fragment import Extent, Fragment, FragmentBatch, SourceFile, Unit
 
 KEEP = pa.schema([("lang", pa.string())])
 

@@ -12,7 +12,6 @@ import pytest
 from operators.corpus.source import Source
 from operators.corpus.units import plan_units
 from operators.errors import InputError
-from operators.fragment import Extent, SourceFile, Unit
 from operators.storage import Location
 from operators.store.fragments import FragmentRecord, data_file
 from operators.store.snapshots import (
@@ -25,6 +24,7 @@ from operators.store.snapshots import (
     whole_units,
     written_fragments,
 )
+from operators.work.fragment import Extent, SourceFile, Unit
 from tests.operators.store.stored_fragments import make_dataset, make_identity, make_record, records_of
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from operators.corpus.source import Source
 from operators.embedder.quantization import OutputDtype, calibrate_scale, to_arrow
-from operators.embedder.sparse.vectors import SparseVectors
+from operators.embedder.sparse_vectors import SparseVectors
 from operators.embedder.vectors import Vectors
 from operators.storage import Location
 from operators.store.dataset import Identity

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
 
-from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderConfig
+from operators.embedder.factory import load_embedder
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
 from operators.embedder.sparse import heads, vocabulary
-from operators.embedder.spec import embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors
 from operators.errors import InputError
 from tests import checkpoints

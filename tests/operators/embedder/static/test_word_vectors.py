@@ -15,12 +15,12 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.embedder.static.conversion import converted_folder
+from operators.embedder.factory import load_embedder
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.recipe.word_vectors.conversion import converted_folder
 from operators.embedder.static.engine import StaticEmbedder
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors
 from operators.errors import InputError
 from tests.checkpoints import WORDS
@@ -189,8 +189,8 @@ def test_many_processes_convert_once(tmp_path: Path, cache: Path) -> None:
     recipe = write_recipe(tmp_path, write_vectors(tmp_path / "vectors", "glove"))
     code = (
         "import logging; logging.basicConfig(level=logging.INFO)\n"
-        "from pathlib import Path\nfrom operators.embedder.recipe import EmbedderConfig\n"
-        "from operators.embedder.spec import embedder_spec\n"
+        "from pathlib import Path\nfrom operators.embedder.recipe.recipe import EmbedderConfig\n"
+        "from operators.embedder.recipe.spec import embedder_spec\n"
         f"print(embedder_spec({recipe!r}, EmbedderConfig(), Path('.')).fingerprint)"
     )
     processes = [
@@ -260,8 +260,8 @@ def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_glove_recipe_splits_as_its_authors(tmp_path: Path) -> None:
-    from operators.embedder.recipe_files import load_recipe
-    from operators.embedder.static.conversion import word_tokenizer
+    from operators.embedder.recipe.files import load_recipe
+    from operators.embedder.recipe.word_vectors.conversion import word_tokenizer
 
     settings = load_recipe("glove-6b-300", RECIPES).word_vectors
     assert settings is not None

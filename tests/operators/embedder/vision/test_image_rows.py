@@ -16,10 +16,10 @@ import transformers
 from PIL import Image
 
 from operators.corpus.images import MAX_IMAGE_BYTES, BadImage, fetch
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.recipe.vision_facts import vision_facts
 from operators.embedder.vision.decoding import MAX_PIXELS, decode
-from operators.embedder.vision.facts import vision_facts
 from operators.embedder.vision.reading import ImageReader
 from operators.errors import InputError
 from operators.storage import StorageError

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from operators.embedder.choice import flops_of, load_embedder
-from operators.embedder.recipe import EmbedderConfig, Recipe
-from operators.embedder.recipe_files import load_recipe
-from operators.embedder.spec import embedder_spec
+from operators.embedder.factory import flops_of, load_embedder
+from operators.embedder.recipe.files import load_recipe
+from operators.embedder.recipe.recipe import EmbedderConfig, Recipe
+from operators.embedder.recipe.spec import embedder_spec
 from operators.errors import InputError
 from tests.checkpoints import tiny_bert
 from tests.vision_checkpoints import recipe_file, tiny_clip, tiny_llava, tiny_siglip

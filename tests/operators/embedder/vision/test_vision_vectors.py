@@ -13,10 +13,10 @@ import transformers
 from numpy.typing import NDArray
 from PIL import Image
 
-from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.factory import load_embedder
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vision.reading import ImageReader
 from tests.operators.embedder.references import Record, compare
 from tests.vision_checkpoints import (

@@ -13,11 +13,11 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.recipe_files import OWN_RECIPE
-from operators.embedder.spec import embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.factory import load_embedder
+from operators.embedder.recipe.files import OWN_RECIPE
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.training.config.tuning import Lora, Tuning
 from operators.training.model.encoder import Encoder, Reader, Role

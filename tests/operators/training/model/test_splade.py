@@ -19,10 +19,10 @@ from sentence_transformers.sparse_encoder.losses import (
 )
 from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
 
-from operators.embedder.choice import load_embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.factory import load_embedder
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.training.config.choice import fault_of_sparse
 from operators.training.config.flops import FlopsRegularisation

@@ -15,9 +15,9 @@ from sentence_transformers import SentenceTransformer
 from sklearn.decomposition import TruncatedSVD
 
 from operators.embedder.engine import Embedder
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.embedder.tokenizing import Tokenizer
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.training.model.student import Student, make_student, principal_directions, spread_layers
 from tests.checkpoints import WORDS, minilm_folder, tiny_bert, tiny_decoder, tiny_encoder

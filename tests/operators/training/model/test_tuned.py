@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import embedder_spec
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import embedder_spec
 from operators.errors import InputError
 from operators.training.config.tuning import Lora, Tuning
 from operators.training.model.encoder import Encoder, Reader

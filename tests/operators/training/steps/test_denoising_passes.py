@@ -11,8 +11,8 @@ import torch
 import transformers
 import yaml
 
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
 from operators.errors import InputError
 from operators.training.config.objectives import InfoNce
 from operators.training.model.encoder import Encoder, Reader
