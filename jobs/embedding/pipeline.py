@@ -4,9 +4,9 @@
 
 One row of the dataset is one unit before `read` and one fragment after it (operators.work.fragment.to_row), so Ray
 places, retries, streams and backpressures whole fragments; the driver sees their records alone.
-`target_max_block_size = 1` makes every fragment a block of its own. Every stage asks for another number of CPUs, because Ray fuses equal
-neighbours into one; together they ask for less than two CPUs, so a two-CPU cluster runs all of them at once.
-Ray restarts dead workers' tasks without limit: `operators.work.guard` is what bounds it.
+`target_max_block_size = 1` makes every fragment a block of its own. Every stage asks for another number of CPUs,
+because Ray fuses equal neighbours into one; together they ask for less than two CPUs, so a two-CPU cluster runs all of
+them at once. Ray restarts dead workers' tasks without limit: `operators.work.guard` is what bounds it.
 """
 
 from __future__ import annotations

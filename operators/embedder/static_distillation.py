@@ -23,6 +23,7 @@ from operators.embedder.recipe import static_folder
 from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.embedder.recipe.spec import EmbedderSpec, templates_of, verified_folder
 from operators.embedder.recipe.word_vectors.weights import sif, zipf
+from operators.embedder.static.table import write_sentence_transformers
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 
@@ -65,7 +66,7 @@ def distill_static(
         values_KP = values_KP * sif(zipf(len(ids_K)), sif_a)[:, None]
     table_VP = np.zeros((max(backend.get_vocab(with_added_tokens=True).values()) + 1, values_KP.shape[1]), np.float32)
     table_VP[ids_K] = values_KP
-    static_folder.write_sentence_transformers(folder, torch.from_numpy(table_VP), backend)
+    write_sentence_transformers(folder, torch.from_numpy(table_VP), backend)
     return Distilled(len(ids_K), len(table_VP) - len(ids_K), values_KP.shape[1], explained)
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from operators.embedder.recipe.recipe import ComputeDtype, EmbedderConfig
+from operators.embedder.recipe.keywords import ComputeDtype
+from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.training.config.sets import Side
 
 Output = Literal["vectors", "scores"]

@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import platform
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +31,8 @@ import torch.nn.functional as F
 import transformers
 
 from operators.embedder.model.pooling import pool, pool_chunks
+from operators.embedder.recipe.keywords import Pooling
 from operators.embedder.tokens.batching import Batch, Run
-
-if TYPE_CHECKING:
-    from operators.embedder.recipe.recipe import Pooling
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,8 @@ from operators.embedder.model.forward import (
     skipped_id,
     to_device,
 )
-from operators.embedder.tokens.batching import Batch, Run, Side
+from operators.embedder.recipe.keywords import Side
+from operators.embedder.tokens.batching import Batch, Run
 from operators.errors import InputError
 
 IMPLEMENTATION = "embedfleet_packed"

@@ -5,13 +5,10 @@ Shapes: B rows, L padded length, D width of a state, S chunks, P tokens of all c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 
-if TYPE_CHECKING:
-    from operators.embedder.recipe.recipe import Pooling
+from operators.embedder.recipe.keywords import Pooling
 
 
 def pool(

@@ -10,15 +10,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.embedder.recipe.head_files import DIMS
+from operators.embedder.recipe.keywords import ComputeDtype, Pooling, PoolOver, Side
 from operators.embedder.recipe.sparse_head import SparseHead
 from operators.embedder.recipe.templates import TEXT, Template, TextStyle, as_tuple
 from operators.embedder.recipe.word_vectors.settings import WordVectors
-from operators.embedder.tokens.batching import Side
-from operators.embedder.tokens.token_rows import PoolOver
 from operators.errors import InputError
-
-ComputeDtype = Literal["float32", "bfloat16", "float16"]
-Pooling = Literal["mean", "weighted_mean", "cls", "last", "token", "latent_attention", "own", "none"]
 
 
 class Trunk(BaseModel):

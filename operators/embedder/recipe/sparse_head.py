@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.embedder.tokens.token_rows import PoolOver
+from operators.embedder.recipe.keywords import PoolOver
 from operators.errors import InputError
 
 TOKEN_WEIGHTS_FILE = "sparse_linear.safetensors"

@@ -2,23 +2,18 @@
 
 Three layouts: sentence-transformers (modules.json with StaticEmbedding), model2vec (config.json with its model_type),
 and what `conversion` makes of word vectors. The last two leave unknown words out of the mean, the first counts them.
-Nothing here imports torch but `load_table`; the driver asks for the rest.
-Shapes: V ids, D dims, U distinct vectors of a table that shares them.
+The driver asks all of this; `operators.embedder.static.table` reads the vectors.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tokenizers
 
 from operators.embedder.recipe import checkpoint, fingerprint
 from operators.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 WEIGHTS = "model.safetensors"
 TABLE_KEYS = ("embedding.weight", "embeddings")  # of sentence-transformers and of model2vec
@@ -57,7 +52,16 @@ def recipe_fields(folder: Path, prompts: dict[str, str]) -> dict[str, Any]:
 
 def width(folder: Path) -> int:
     """How many dims a table has, from the first bytes of its file."""
-    return int(_header(folder)[_table_key(folder)]["shape"][1])
+    return int(_header(folder)[table_key(folder)]["shape"][1])
+
+
+def table_key(folder: Path) -> str:
+    """The name of the table in its file."""
+    header = _header(folder)
+    key = next((key for key in TABLE_KEYS if key in header), None)
+    if key is None or len(header[key]["shape"]) != 2:
+        raise InputError(f"{folder / WEIGHTS} has no table of vectors: none of {', '.join(TABLE_KEYS)} is there")
+    return key
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
@@ -86,55 +90,10 @@ def unknown_id(folder: Path) -> int | None:
     return vocab.get(model.get("unk_token")) if isinstance(vocab, dict) else None
 
 
-def load_table(folder: Path) -> torch.Tensor:
-    """table_VD in float32; mapped, not read, where the file has it so: all processes of a machine then share it."""
-    import safetensors.torch
-    import torch
-
-    try:
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot load {folder / WEIGHTS}: {error}") from error
-    table_UD = tensors[_table_key(folder)].to(torch.float32)
-    if "mapping" in tensors:
-        table_UD = table_UD[tensors["mapping"].long()]
-    if "weights" in tensors:
-        table_UD = table_UD * tensors["weights"].to(torch.float32)[:, None]
-    unknown = unknown_id(folder)
-    if unknown is not None and table_UD[unknown].any():
-        table_UD = table_UD.clone()  # of a model2vec folder; what `conversion` makes stays mapped
-        table_UD[unknown] = 0.0
-    return table_UD
-
-
 def digest(folder: Path) -> str:
     """The digest of the files that determine what is done with a text's ids."""
     named = [path for name in ("config.json", "modules.json") if (path := folder / name).is_file()]
     return fingerprint.files_digest([*checkpoint.weight_files(folder), *named])
-
-
-def write_sentence_transformers(folder: Path, table_VD: torch.Tensor, tokenizer: tokenizers.Tokenizer) -> None:
-    """Fill a folder so that sentence-transformers and `load_recipe` read it alike; vectors are normalised."""
-    import safetensors.torch
-
-    folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file({TABLE_KEYS[0]: table_VD.contiguous()}, folder / WEIGHTS, metadata={"format": "pt"})
-    tokenizer.save(str(folder / "tokenizer.json"))
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate([("", "StaticEmbedding"), ("1_Normalize", "Normalize")])
-    ]
-    (folder / "1_Normalize").mkdir(exist_ok=True)
-    (folder / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
-    (folder / "config_sentence_transformers.json").write_text('{"similarity_fn_name": "cosine"}', encoding="utf-8")
-
-
-def _table_key(folder: Path) -> str:
-    header = _header(folder)
-    key = next((key for key in TABLE_KEYS if key in header), None)
-    if key is None or len(header[key]["shape"]) != 2:
-        raise InputError(f"{folder / WEIGHTS} has no table of vectors: none of {', '.join(TABLE_KEYS)} is there")
-    return key
 
 
 def _header(folder: Path) -> dict[str, Any]:

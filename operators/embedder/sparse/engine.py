@@ -21,6 +21,7 @@ from operators.embedder.model.flops import Flops
 from operators.embedder.model.forward import PaddedForward
 from operators.embedder.model.loading import DTYPES, load_model
 from operators.embedder.recipe import checkpoint
+from operators.embedder.recipe.keywords import PoolOver
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.sparse.heads import Entries, Head, NextWordHead, SpladeHead, TokenWeightsHead, gathered
 from operators.embedder.sparse.vocabulary import load_parts
@@ -28,7 +29,6 @@ from operators.embedder.sparse.words import WordsInText
 from operators.embedder.starting import Device, load_dense_head, prepare
 from operators.embedder.tokens import batching
 from operators.embedder.tokens.batching import Batch
-from operators.embedder.tokens.token_rows import PoolOver
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.errors import InputError

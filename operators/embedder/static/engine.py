@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from operators.embedder.recipe import static_folder
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
+from operators.embedder.static.table import load_table
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.errors import InputError
@@ -39,7 +40,7 @@ class StaticEmbedder:
         # a GPU would wait for its input: the table is read once for a token, which is as much as the ids themselves
         self.device = torch.device("cuda" if device == "cuda" else "cpu")
         folder = verified_folder(spec, weights=True)
-        self._table_VD = static_folder.load_table(folder).to(self.device)
+        self._table_VD = load_table(folder).to(self.device)
         self._unknown_id = static_folder.unknown_id(folder)
         max_id = Tokenizer(spec).max_id
         if max_id >= len(self._table_VD):

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-Side = Literal["right", "left"]
+from operators.embedder.recipe.keywords import Side
 
 
 @dataclass(frozen=True, slots=True)

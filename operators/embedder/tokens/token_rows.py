@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from operators.embedder.recipe.keywords import PoolOver
+
 SEPARATOR = -1  # no token has this id
-PoolOver = Literal["all", "after_prompt", "text"]
 
 
 @dataclass(frozen=True, slots=True)

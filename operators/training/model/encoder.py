@@ -22,9 +22,10 @@ from operators.embedder.model.forward import PaddedForward, PaddedTrunk, TokenSt
 from operators.embedder.model.heads import load_head
 from operators.embedder.model.latent_attention import load_latent_attention
 from operators.embedder.recipe import checkpoint
+from operators.embedder.recipe.keywords import PoolOver
 from operators.embedder.recipe.spec import EmbedderSpec
 from operators.embedder.tokens.batching import Batch
-from operators.embedder.tokens.token_rows import Layout, PoolOver
+from operators.embedder.tokens.token_rows import Layout
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.training.config.tuning import Tuning

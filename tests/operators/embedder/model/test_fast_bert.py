@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from operators.embedder.model import fast_bert
 from operators.embedder.model.pooling import pool
-from operators.embedder.recipe.recipe import Pooling
+from operators.embedder.recipe.keywords import Pooling
 from operators.embedder.tokens.batching import Batch
 
 FAMILIES = {

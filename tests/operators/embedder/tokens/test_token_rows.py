@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from operators.embedder.recipe.keywords import PoolOver
 from operators.embedder.tokens import token_rows
-from operators.embedder.tokens.token_rows import Layout, PoolOver
+from operators.embedder.tokens.token_rows import Layout
 
 IDS = st.lists(st.integers(0, 9), min_size=1, max_size=4)
 
