@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from jobs.embedding.capacity import EMBED_CPU_SHARE
 from jobs.embedding.config import EmbedConfig
 from jobs.embedding.duplicates import duplicated_in_store
-from jobs.embedding.pipeline import EMBED_CPU_SHARE
 from operators.corpus.reading import read_fragments
 from operators.embedder.factory import load_chunk_embedder, load_embedder, load_image_reader
 from operators.embedder.recipe.spec import EmbedderSpec

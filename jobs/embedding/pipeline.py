@@ -22,6 +22,7 @@ import ray.data
 
 from cluster.environment import COMPUTE_VARIABLES
 from cluster.metrics import embed_metrics
+from jobs.embedding.capacity import EMBED_CPU_SHARE, workers_that_fit
 from jobs.embedding.config import Compute, EmbedConfig
 from jobs.embedding.workers import (
     RETRY_MARK,
@@ -41,8 +42,6 @@ from operators.store.fragments import FragmentRecord
 from operators.work.fragment import Counts, Unit
 
 READ_CPUS, TOKENIZE_CPUS, WRITE_CPUS = 0.1, 0.25, 0.11
-# A worker's threads are busy with the model nearly all the time; the rest of its CPU is what the other stages live on.
-EMBED_CPU_SHARE = 0.75
 STORAGE_RETRIES = 4
 
 
@@ -119,11 +118,7 @@ def model_stage(compute: Compute, pool: ray.data.ActorPoolStrategy) -> dict[str,
 
 def actor_pool(compute: Compute) -> ray.data.ActorPoolStrategy:
     """The workers that a config asks for, or as many as the cluster has room for."""
-    resources = ray.cluster_resources()
-    if compute.gpus_per_worker:
-        fitting = int(resources.get("GPU", 0) / compute.gpus_per_worker)
-    else:
-        fitting = int(resources.get("CPU", 1) / compute.cpus_per_worker)
+    fitting = workers_that_fit(compute)
     fewest, most = compute.workers or (1, max(1, fitting))
     # All that fit now are started at once: Ray's own scaling adds them one by one, 10 s apart.
     return ray.data.ActorPoolStrategy(

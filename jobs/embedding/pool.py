@@ -22,9 +22,9 @@ import ray
 from ray.util import ActorPool
 
 from cluster.environment import COMPUTE_VARIABLES
+from jobs.embedding.capacity import EMBED_CPU_SHARE, workers_that_fit
 from jobs.embedding.config import Compute
 from jobs.embedding.identity import RECIPES
-from jobs.embedding.pipeline import EMBED_CPU_SHARE
 from operators.embedder.prompted_embedders import PromptedEmbedders
 from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
@@ -225,13 +225,8 @@ def corpus_blocks(corpus: Location) -> Iterator[Any]:
 
 
 def _num_workers(compute: Compute) -> int:
-    resources = ray.cluster_resources()
-    if compute.gpus_per_worker:
-        fitting = int(resources.get("GPU", 0) / compute.gpus_per_worker)
-    else:
-        fitting = int(resources.get("CPU", 1) / compute.cpus_per_worker)
+    fitting = workers_that_fit(compute)
     if compute.gpus_per_worker and not fitting:
-        raise InputError(
-            f"set compute.gpus_per_worker to what there is: the cluster has {resources.get('GPU', 0):g} GPUs"
-        )
+        num_gpus = ray.cluster_resources().get("GPU", 0)
+        raise InputError(f"set compute.gpus_per_worker to what there is: the cluster has {num_gpus:g} GPUs")
     return max(1, min(fitting, compute.workers[1]) if compute.workers else fitting)

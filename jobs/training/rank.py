@@ -20,8 +20,8 @@ from jobs.training.model import peak_bytes, trained_model
 from jobs.training.passes import load_encoder, set_passes
 from jobs.training.record import RunRecorder
 from jobs.training.run import TrainRun
+from operators.embedder.model.device import prepare_process
 from operators.embedder.model.forward import default_batch_tokens
-from operators.embedder.starting import prepare_process
 from operators.storage import write_whole
 from operators.training.judging.evaluating import RankEmbedder, UnfitEvaluation
 from operators.training.model.encoder import Reader

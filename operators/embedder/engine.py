@@ -20,21 +20,17 @@ from numpy.typing import NDArray
 
 from operators.embedder import selftest
 from operators.embedder.model import fast_bert
-from operators.embedder.model.flops import Flops
-from operators.embedder.model.forward import PaddedForward, PaddedTrunk, PooledForward, Trunk
+from operators.embedder.model.forward import PaddedForward, PooledForward
 from operators.embedder.model.latent_attention import load_latent_attention
-from operators.embedder.model.loading import DTYPES, load_model
-from operators.embedder.model.packing import pack
-from operators.embedder.model.token_prepending import TokenPrepending
+from operators.embedder.model.loading import DTYPES
 from operators.embedder.recipe import checkpoint
-from operators.embedder.recipe.adapter_files import locate_adapter
+from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, text_config, verified_folder
-from operators.embedder.starting import Device, check_vocabulary, load_dense_head, prepare
+from operators.embedder.text_model import load_trunk, make_trunk, place, prepare
 from operators.embedder.tokens import batching, token_rows
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.tokens.windows import Windows
 from operators.embedder.vectors import Vectors, finish
-from operators.errors import InputError
 
 
 class Embedder:
@@ -53,10 +49,7 @@ class Embedder:
         self._layouts = tokenizer.layouts
         ids = tokenizer(selftest.texts()).input_ids
         model = load_trunk(spec, tokenizer, _loading_dtype(spec), spec.recipe.merge_adapters)
-        check_shapes(model, spec, tokenizer)
-        self._head = load_dense_head(spec, model, self.device)
-        model.to(self.device)
-        self.flops = Flops.of(model)
+        self._head, self.flops = place(model, spec, tokenizer, self.device)
         self._forward = _make_forward(model, spec, self.device, tokenizer, packing)
         self.batch_tokens = batch_tokens or self._forward.batch_tokens
         self._check_spans(ids)
@@ -149,31 +142,6 @@ def _loading_dtype(spec: EmbedderSpec) -> torch.dtype:
     return DTYPES[spec.recipe.compute_dtype]
 
 
-def load_trunk(
-    spec: EmbedderSpec, tokenizer: Tokenizer, dtype: torch.dtype, merge_adapters: bool
-) -> transformers.PreTrainedModel:
-    """The text model on the CPU, its adapters applied; all but the last are merged into its weights anyway."""
-    recipe = spec.recipe
-    model = load_model(verified_folder(spec, weights=True), dtype, recipe)
-    for i, name in enumerate(recipe.adapters, start=1):
-        from operators.embedder.model.adapters import apply_adapter  # peft: a second, for the few recipes that need it
-
-        merge = merge_adapters or i < len(recipe.adapters)
-        model = apply_adapter(model, locate_adapter(name), merge, selftest.probe_ids(tokenizer))
-    return model
-
-
-def check_shapes(model: transformers.PreTrainedModel, spec: EmbedderSpec, tokenizer: Tokenizer) -> None:
-    """Raise InputError for a model that lacks layers of the recipe, or embeddings of the tokenizer's ids."""
-    table = model.get_input_embeddings()
-    assert isinstance(table, torch.nn.Embedding), f"token embeddings are a table in every text model, not {type(table)}"
-    num_layers = int(model.config.num_hidden_layers)
-    for layer in spec.recipe.layers:
-        if not -num_layers - 1 <= layer <= num_layers:
-            raise InputError(f"layers: {layer} is not there: {spec.recipe.checkpoint} has {num_layers} layers")
-    check_vocabulary(table.num_embeddings, spec, tokenizer)
-
-
 def _make_forward(
     model: transformers.PreTrainedModel, spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer, packing: bool
 ) -> PooledForward:
@@ -193,28 +161,4 @@ def _make_forward(
         folder = checkpoint.locate(recipe.checkpoint, recipe.revision)
         latents = load_latent_attention(folder, part.prefix, part.heads, model.config.hidden_size)
         return PaddedForward(trunk, "mean", token_head=latents.to(device, dtype))
-    pooled_id = tokenizer.token_id(recipe.pooled_token) if recipe.pooled_token is not None else None
-    return PaddedForward(trunk, recipe.pooling, pooled_id)
-
-
-def make_trunk(
-    model: transformers.PreTrainedModel,
-    spec: EmbedderSpec,
-    device: torch.device,
-    tokenizer: Tokenizer,
-    packing: bool,
-) -> Trunk:
-    """The trunk of a recipe's model, checked: padded, or packed where that is asked for."""
-    recipe = spec.recipe
-    prepending = None
-    if recipe.prepend is not None:
-        if packing:
-            raise InputError(f"leave out embedder.packing: {spec.model} prepends tokens, which needs rows")
-        prepending = TokenPrepending(model, recipe.prepend, tokenizer.token_id(recipe.prepend.token))
-        selftest.check_prepending(model, prepending, tokenizer, device)
-    causal = selftest.check_attention(model, recipe, tokenizer, device)
-    padded = PaddedTrunk(model, device, causal, recipe.padding, recipe.layers, prepending)
-    if not packing:
-        return padded
-    probe = selftest.probe_batch(tokenizer, recipe, model.config)
-    return pack(padded, probe, selftest.MIN_COSINE[recipe.compute_dtype])
+    return PaddedForward(trunk, recipe.pooling, tokenizer.pooled_id)

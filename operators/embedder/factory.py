@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from operators.embedder.recipe.checkpoint import hidden_size, read_config
+from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.tokens.windows import Windows, check_late
 from operators.errors import InputError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def load_embedder(
     spec: EmbedderSpec,
     batch_tokens: int | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     threads: int | None = None,
     packing: bool = False,
 ) -> Embedder | SparseEmbedder | StaticEmbedder | TwoTowerEmbedder | VisionLanguageEmbedder:
@@ -58,7 +59,7 @@ def load_embedder(
 def load_chunk_embedder(
     spec: EmbedderSpec,
     batch_tokens: int | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     threads: int | None = None,
     packing: bool = False,
 ) -> Callable[[Windows], Vectors]:

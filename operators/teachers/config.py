@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from operators.embedder.recipe.keywords import ComputeDtype
+from operators.embedder.recipe.keywords import ComputeDtype, Device
 from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.training.config.sets import Side
 
@@ -61,7 +61,7 @@ class _Scorer(BaseModel):
     batch_tokens: int | None = Field(
         default=None, gt=0, description="padded tokens per batch; null: the device's default"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is a GPU")
+    device: Device = Field(default="auto", description="auto: cuda where there is a GPU")
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the checkpoint")
 
 

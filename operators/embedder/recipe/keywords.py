@@ -7,4 +7,5 @@ from typing import Literal
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Pooling = Literal["mean", "weighted_mean", "cls", "last", "token", "latent_attention", "own", "none"]
 PoolOver = Literal["all", "after_prompt", "text"]
+Device = Literal["auto", "cpu", "cuda"]  # auto: cuda where there is a GPU
 Side = Literal["right", "left"]

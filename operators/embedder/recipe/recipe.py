@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.embedder.recipe.head_files import DIMS
-from operators.embedder.recipe.keywords import ComputeDtype, Pooling, PoolOver, Side
+from operators.embedder.recipe.keywords import ComputeDtype, Device, Pooling, PoolOver, Side
 from operators.embedder.recipe.sparse_head import SparseHead
 from operators.embedder.recipe.templates import TEXT, Template, TextStyle, as_tuple
 from operators.embedder.recipe.word_vectors.settings import WordVectors
@@ -263,7 +263,7 @@ class EmbedderConfig(BaseModel):
         default=False,
         description="true: the texts of a batch one after another, without padding; refused where that is not the same",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is a GPU")
+    device: Device = Field(default="auto", description="auto: cuda where there is a GPU")
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the checkpoint")
 
 

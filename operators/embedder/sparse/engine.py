@@ -16,17 +16,15 @@ import torch
 import transformers
 
 from operators.embedder import selftest
-from operators.embedder.engine import check_shapes, make_trunk
-from operators.embedder.model.flops import Flops
 from operators.embedder.model.forward import PaddedForward
 from operators.embedder.model.loading import DTYPES, load_model
 from operators.embedder.recipe import checkpoint
-from operators.embedder.recipe.keywords import PoolOver
+from operators.embedder.recipe.keywords import Device, PoolOver
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.sparse.heads import Entries, Head, NextWordHead, SpladeHead, TokenWeightsHead, gathered
 from operators.embedder.sparse.vocabulary import load_parts
 from operators.embedder.sparse.words import WordsInText
-from operators.embedder.starting import Device, load_dense_head, prepare
+from operators.embedder.text_model import make_trunk, place, prepare
 from operators.embedder.tokens import batching
 from operators.embedder.tokens.batching import Batch
 from operators.embedder.tokens.tokenizing import Tokenizer
@@ -49,13 +47,10 @@ class SparseEmbedder:
         self.device, tokenizer = prepare(spec, device, threads)
         self._layout = tokenizer.layouts[0]
         model, self._sparse = _load(spec, self.device, tokenizer)
-        check_shapes(model, spec, tokenizer)
+        self._head, self.flops = place(model, spec, tokenizer, self.device)
         self._width = int(model.get_input_embeddings().embedding_dim)
-        self._head = load_dense_head(spec, model, self.device)
-        self.flops = Flops.of(model)
-        pooled_id = tokenizer.token_id(spec.recipe.pooled_token) if spec.recipe.pooled_token is not None else None
         self._trunk = make_trunk(model, spec, self.device, tokenizer, packing)
-        self._dense = PaddedForward(self._trunk, spec.recipe.pooling, pooled_id)
+        self._dense = PaddedForward(self._trunk, spec.recipe.pooling, tokenizer.pooled_id)
         self.batch_tokens = batch_tokens or self._trunk.batch_tokens
         selftest.check(self, tokenizer(selftest.texts()).input_ids)
 

@@ -9,7 +9,6 @@ Shapes: N rows of a call, T tokens of all rows, V ids, D dims.
 from __future__ import annotations
 
 import itertools
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from operators.embedder.recipe import static_folder
+from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.static.table import load_table
 from operators.embedder.tokens.tokenizing import Tokenizer
@@ -31,9 +31,7 @@ TOLERANCE = 1e-5  # of a mean in float32 to one in float64, relative to the long
 class StaticEmbedder:
     """A loaded, self-tested table; the same call as `Embedder`. Raises InputError where the folder is wrong."""
 
-    def __init__(
-        self, spec: EmbedderSpec, device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None = None
-    ) -> None:
+    def __init__(self, spec: EmbedderSpec, device: Device = "auto", threads: int | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.spec = spec

@@ -115,6 +115,12 @@ class Tokenizer:
         """The text that ids stand for, special tokens too."""
         return str(self._backend.decode(ids, skip_special_tokens=False))
 
+    @property
+    def pooled_id(self) -> int | None:
+        """The id of the token that the recipe pools; None where it pools by place."""
+        token = self._recipe.pooled_token
+        return None if token is None else self.token_id(token)
+
     def token_id(self, token: str) -> int:
         """The id of a token; raises InputError where the vocabulary has none."""
         found = self._backend.token_to_id(token)

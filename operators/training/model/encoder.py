@@ -17,13 +17,13 @@ import transformers
 from numpy.typing import NDArray
 
 from operators.embedder import selftest
-from operators.embedder.engine import check_shapes, load_trunk
 from operators.embedder.model.forward import PaddedForward, PaddedTrunk, TokenStates, hidden_states
 from operators.embedder.model.heads import load_head
 from operators.embedder.model.latent_attention import load_latent_attention
 from operators.embedder.recipe import checkpoint
 from operators.embedder.recipe.keywords import PoolOver
 from operators.embedder.recipe.spec import EmbedderSpec
+from operators.embedder.text_model import check_shapes, load_trunk
 from operators.embedder.tokens.batching import Batch
 from operators.embedder.tokens.token_rows import Layout
 from operators.embedder.tokens.tokenizing import Tokenizer

@@ -22,11 +22,11 @@ import transformers
 from numpy.typing import NDArray
 
 from operators.embedder import selftest
-from operators.embedder.engine import load_trunk
 from operators.embedder.factory import load_embedder
 from operators.embedder.model.heads import Dense
 from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.text_model import load_trunk
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.training.config.student import Student
