@@ -7,6 +7,8 @@
 What was started here ends with the block; a cluster that was joined goes on, and a Ray that runs in this process
 already is used as it is. Ray's messages stay in its log folder (`session.logs`): an exception of a worker reaches the
 driver as an exception, the rest is chatter. `verbose=True` shows it all.
+
+Ray is imported where it is started: a job that has nothing to do on a cluster does without it (a second of CPU time).
 """
 
 from __future__ import annotations
@@ -21,10 +23,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import IO, Any
-
-import ray
-import ray.data  # configures its logging, which _quiet then changes
-from ray.exceptions import AuthenticationError
 
 from cluster.environment import ROOT, sane_environment, worker_environment
 from cluster.errors import TOKEN_HELP, ClusterError
@@ -51,10 +49,12 @@ class Session:
 @contextmanager
 def connect(local_cpus: int | None = None, verbose: bool = False) -> Iterator[Session]:
     """Join the cluster at hand or start a local Ray with `local_cpus` (None = this machine's, at least 2)."""
+    sane_environment()
+    import ray
+
     if ray.is_initialized():
         yield _session(local=False)
         return
-    sane_environment()
     _quiet(verbose)
     address = os.environ.get("RAY_ADDRESS", "local")
     try:
@@ -71,6 +71,8 @@ def connect(local_cpus: int | None = None, verbose: bool = False) -> Iterator[Se
 
 
 def _start_local(num_cpus: int | None, temp_folder: str | None, verbose: bool) -> None:
+    import ray
+
     # Workers import our packages whatever the current folder is; they inherit the environment, as all local Ray does.
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *(path for path in paths if path not in ("", str(ROOT)))])
@@ -87,6 +89,8 @@ def _join(address: str, verbose: bool) -> None:
         )
     if address != "auto":
         _check_reachable(address)
+    from ray.exceptions import AuthenticationError
+
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # then code and environment came with the job
     try:
         with nullcontext() if inside_job else code_folder() as folder:
@@ -103,6 +107,8 @@ def _join(address: str, verbose: bool) -> None:
 
 def _init(verbose: bool, **options: Any) -> None:
     """ray.init, with what its C++ half prints to stderr held back: a line about logging, many about a wrong token."""
+    import ray
+
     with tempfile.TemporaryFile() as held:
         try:
             with _stderr_to(held):
@@ -162,6 +168,8 @@ def _short_temp_folder() -> Iterator[str | None]:
 
 def _quiet(verbose: bool) -> None:
     """Leave Ray Data's messages below a warning to its log file."""
+    import ray.data  # noqa: F401  # configures its logging, which is then changed
+
     level = logging.INFO if verbose else logging.WARNING
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
@@ -172,6 +180,8 @@ def _quiet(verbose: bool) -> None:
 
 
 def _session(local: bool) -> Session:
+    import ray
+
     resources = ray.cluster_resources()
     node = ray._private.worker.global_worker.node
     return Session(

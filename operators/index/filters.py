@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from operators.errors import InputError
 
@@ -44,7 +43,7 @@ def parse_filter(text: str, columns: pa.Schema) -> pc.Expression:
         raise InputError(f"filter {text!r}: there is no column {name!r}; the index has: {kept}")
     try:
         expression = _expression(tree, text)
-        ds.dataset(columns.empty_table()).to_table(columns={"mask": expression})  # do the types go together?
+        _datasets().dataset(columns.empty_table()).to_table(columns={"mask": expression})  # do the types go together?
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise InputError(f"mend filter {text!r}: a column and a value are of different types ({error})") from None
     return expression
@@ -52,7 +51,13 @@ def parse_filter(text: str, columns: pa.Schema) -> pc.Expression:
 
 def evaluate(expression: pc.Expression, table: pa.Table) -> pa.ChunkedArray:
     """Which rows match; null where a column that decides is missing."""
-    return ds.dataset(table).to_table(columns={"mask": expression})["mask"]
+    return _datasets().dataset(table).to_table(columns={"mask": expression})["mask"]
+
+
+def _datasets() -> Any:
+    import pyarrow.dataset  # here: it imports pandas, half a second that a search without a filter does without
+
+    return pyarrow.dataset
 
 
 def _expression(node: ast.expr, text: str) -> Any:
