@@ -51,7 +51,7 @@ def _search_one(config: Config) -> int:
     if not config.query.strip():
         raise InputError("give a query of at least one word: it is empty")
     mode = mode_of(config, index.identity)
-    vectors_QD, sparse = QueryEmbedder(spec, index.identity.space).both([config.query], mode)
+    vectors_QD, sparse = QueryEmbedder(spec, index.identity.space, few=True).both([config.query], mode)
     columns = list(dict.fromkeys((*config.columns, "fragment", "row")))
     settings = settings_of(config, index.snapshot)
     found = index.search(vectors_QD, config.k, config.filter, columns, settings, sparse, config.fusion)

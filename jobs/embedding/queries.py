@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import yaml
 
 from jobs.embedding.config import EmbedConfig
 from jobs.embedding.identity import RECIPES, dataset_fingerprint
-from operators.embedder.factory import load_embedder
+from operators.embedder.factory import load_embedder, load_embedder_of_few
 from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
 from operators.embedder.sparse_vectors import SparseVectors
 from operators.embedder.tokens.tokenizing import Tokenizer
@@ -51,12 +51,14 @@ def query_spec(dataset: Location, fingerprint: str, prompt: str | None = None) -
 
 
 class QueryEmbedder:
-    """Texts to query vectors, in one process."""
+    """Texts to query vectors, in one process; for `few` texts in all, what starts soonest embeds them."""
 
-    def __init__(self, spec: EmbedderSpec, space: VectorSpace, threads: int | None = None) -> None:
+    def __init__(self, spec: EmbedderSpec, space: VectorSpace, threads: int | None = None, few: bool = False) -> None:
         self._space = space
         self._tokenizer = Tokenizer(spec)
-        self._embedder = load_embedder(spec, threads=threads)
+        self._embedder: Callable[[pa.ListArray], Embedded] = (
+            load_embedder_of_few(spec, self._tokenizer, threads) if few else load_embedder(spec, threads=threads)
+        )
 
     def __call__(self, texts: Sequence[str] | pa.Array) -> Vectors:
         """Vectors of texts, as the index takes them."""

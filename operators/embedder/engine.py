@@ -12,25 +12,33 @@ padded length of a batch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
 import torch
-import transformers
 from numpy.typing import NDArray
 
 from operators.embedder import selftest
 from operators.embedder.model import fast_bert
+from operators.embedder.model.bert_weights import FAMILIES, asks_for_no_more, read_bert
+from operators.embedder.model.device import DTYPES
+from operators.embedder.model.flops import Flops
 from operators.embedder.model.forward import PaddedForward, PooledForward
+from operators.embedder.model.heads import load_head
 from operators.embedder.model.latent_attention import load_latent_attention
-from operators.embedder.model.loading import DTYPES
 from operators.embedder.recipe import checkpoint
 from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, text_config, verified_folder
 from operators.embedder.text_model import load_trunk, make_trunk, place, prepare
-from operators.embedder.tokens import batching, token_rows
+from operators.embedder.tokens import batching, known_texts, token_rows
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.tokens.windows import Windows
 from operators.embedder.vectors import Vectors, finish
+
+if TYPE_CHECKING:
+    import transformers
 
 
 class Embedder:
@@ -47,10 +55,9 @@ class Embedder:
         self.spec = spec
         self.device, tokenizer = prepare(spec, device, threads)
         self._layouts = tokenizer.layouts
-        ids = tokenizer(selftest.texts()).input_ids
-        model = load_trunk(spec, tokenizer, _loading_dtype(spec), spec.recipe.merge_adapters)
-        self._head, self.flops = place(model, spec, tokenizer, self.device)
-        self._forward = _make_forward(model, spec, self.device, tokenizer, packing)
+        ids = tokenizer(known_texts.texts()).input_ids
+        loaded = _read_fast(spec, self.device, tokenizer) or _load(spec, self.device, tokenizer, packing)
+        self._forward, self._head, self.flops = loaded.forward, loaded.head, loaded.flops
         self.batch_tokens = batch_tokens or self._forward.batch_tokens
         self._check_spans(ids)
         selftest.check(self, ids)
@@ -136,21 +143,56 @@ class Embedder:
         return averaged_ND[torch.from_numpy(rows).to(self.device)], rows
 
 
-def _loading_dtype(spec: EmbedderSpec) -> torch.dtype:
-    if text_config(verified_folder(spec, weights=False), spec.recipe).get("model_type") in fast_bert.FAMILIES:
-        return torch.float32  # `_make_forward` compares with it before it casts
-    return DTYPES[spec.recipe.compute_dtype]
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What an embedder runs: tokens to pooled states, what follows (None: nothing), and the arithmetic of it."""
+
+    forward: PooledForward
+    head: torch.nn.Module | None
+    flops: Flops
+
+
+def _read_fast(spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer) -> _Model | None:
+    """The fast forward with weights straight from the checkpoint's files, which spares transformers' import: seconds.
+
+    None where recipe or checkpoint want more than its formula, or a check against the formula fails.
+    """
+    recipe = spec.recipe
+    folder = verified_folder(spec, weights=True)
+    if (
+        device.type != "cpu"
+        or not asks_for_no_more(recipe)
+        or not tokenizer.pools_all
+        or not fast_bert.supports(checkpoint.read_config(folder), recipe.pooling)
+        or (weights := read_bert(folder)) is None
+    ):
+        return None
+    tokenizer.check_vocabulary(weights.shape.vocab_size)
+    forward = fast_bert.pack_weights(weights, recipe.pooling, DTYPES[recipe.compute_dtype])
+    if forward is None:
+        return None
+    head = load_head(checkpoint.locate_root(recipe.checkpoint, recipe.revision), recipe.head)
+    return _Model(forward, head, Flops.of_bert(weights.shape))
+
+
+def _load(spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer, packing: bool) -> _Model:
+    """Any recipe's model through transformers, with the fastest forward there is for it."""
+    recipe = spec.recipe
+    is_bert = text_config(verified_folder(spec, weights=False), recipe).get("model_type") in FAMILIES
+    # of which a fast forward is compared with float32 before it casts
+    dtype = torch.float32 if is_bert else DTYPES[recipe.compute_dtype]
+    model = load_trunk(spec, tokenizer, dtype, recipe.merge_adapters)
+    head, flops = place(model, spec, tokenizer, device)
+    return _Model(_make_forward(model, spec, device, tokenizer, packing), head, flops)
 
 
 def _make_forward(
     model: transformers.PreTrainedModel, spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer, packing: bool
 ) -> PooledForward:
-    """The fastest forward there is for a model; the only place that chooses."""
     recipe = spec.recipe
     dtype = DTYPES[recipe.compute_dtype]
-    over_all = not any(layout.leaves_out(recipe.pool_over) for layout in tokenizer.layouts)
-    plain = recipe.layers == (-1,) and recipe.prepend is None and over_all
-    if device.type == "cpu" and plain and fast_bert.supports(model.config, recipe.pooling):
+    may_be_fast = device.type == "cpu" and recipe.layers == (-1,) and recipe.prepend is None and tokenizer.pools_all
+    if may_be_fast and fast_bert.supports(model.config.to_dict(), recipe.pooling):
         selftest.check_attention(model, recipe, tokenizer, device)
         packed = fast_bert.pack(model, recipe.pooling, dtype)
         if packed is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.embedder.recipe.checkpoint import hidden_size, read_config
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from operators.embedder.engine import Embedder
     from operators.embedder.sparse.engine import SparseEmbedder
     from operators.embedder.static.engine import StaticEmbedder
+    from operators.embedder.tokens.tokenizing import Tokenizer
     from operators.embedder.vectors import Vectors
     from operators.embedder.vision.language_model import VisionLanguageEmbedder
     from operators.embedder.vision.reading import ImageReader
@@ -54,6 +56,16 @@ def load_embedder(
     from operators.embedder.engine import Embedder
 
     return Embedder(spec, batch_tokens, device, threads, packing)
+
+
+def load_embedder_of_few(
+    spec: EmbedderSpec, tokenizer: Tokenizer, threads: int | None = None
+) -> Callable[[pa.ListArray], Vectors]:
+    """An embedder of texts that starts in no time where the model allows it, and else `load_embedder`'s."""
+    from operators.embedder.plain import load_plain_embedder
+
+    plain = load_plain_embedder(spec, tokenizer)
+    return plain if plain is not None else load_embedder(spec, threads=threads)
 
 
 def load_chunk_embedder(

@@ -1,6 +1,6 @@
 """What every worker checks before it embeds: that this model, with this recipe, here, gives the vectors it promises.
 
-Known texts are embedded alone, together and in another order. A wrong attention mask, padding side or position id,
+The known texts are embedded alone, together and in another order. A wrong attention mask, padding side or position id,
 half-read weights or a broken kernel all show as vectors that depend on their batch, are not finite, or are the same for
 different texts; in none of these cases does anything else fail. What a recipe states is tried out: the attention by
 changing a token and looking at its neighbours, the rest (tokens left out of pooling, token prepending; adapters where
@@ -10,32 +10,27 @@ they are loaded) by doing without, which has to make a difference.
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
-import transformers
 from numpy.typing import NDArray
 
 from operators.embedder.model.forward import PooledForward
 from operators.embedder.model.token_prepending import TokenPrepending
 from operators.embedder.recipe.recipe import Recipe
 from operators.embedder.recipe.spec import EmbedderSpec
-from operators.embedder.tokens import token_rows
+from operators.embedder.tokens import known_texts, token_rows
 from operators.embedder.tokens.batching import Batch
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.tokens.windows import Windows, tokenize_documents
 from operators.embedder.vectors import Vectors
 from operators.errors import InputError
 
-# Lengths far apart, so that together the short ones are mostly padding; and sorting them by length is a permutation
-# that is not its own inverse, so that rows put back the wrong way round are seen
-TEXTS = (
-    "Rain.",
-    "A recipe for bread: flour, water, salt, and time. " * 12,
-    "The harbour freezes over in most winters, and the ferries stop until the end of March.",
-)
+if TYPE_CHECKING:
+    import transformers
+
 # Least cosine between two computations of one text: rounding differs with a batch's shape, and by no more than this
 # (measured: float32 1 - 3e-7, bfloat16 1 - 2e-4 on MiniLM; deep models lose some more)
 MIN_COSINE = {"float32": 1 - 1e-5, "float16": 0.999, "bfloat16": 0.99}
@@ -61,43 +56,6 @@ class CheckedOnChunks(Checked, Protocol):
         """Vectors of the chunks that windows have."""
 
 
-def texts() -> pa.StringArray:
-    """The known texts."""
-    return pa.array(TEXTS, pa.string())
-
-
-def check_tokens(tokenizer: Tokenizer, spec: EmbedderSpec) -> None:
-    """Raise InputError unless what stands after a text survives in every reading, also where the text is too long."""
-    long = TEXTS[1] * (1 + tokenizer.max_text_tokens // 50)
-    rows = tokenizer(pa.array([*TEXTS, long])).input_ids
-    num_readings = len(tokenizer.readings)
-    for index, ids in enumerate(token_rows.split(rows, num_readings).to_pylist()):
-        if len(ids) > spec.recipe.max_tokens:
-            raise InputError(f"{spec.model}: self-test: a text has {len(ids)} tokens, more than max_tokens")
-        if tokenizer.end_id is not None and ids[-1] != tokenizer.end_id:
-            raise InputError(f"{spec.model}: self-test: a text does not end with the recipe's end_token")
-        tail = tokenizer.readings[index % num_readings].tail
-        if ids[len(ids) - len(tail) :] != tail:
-            raise InputError(f"{spec.model}: self-test: a prompt's text after {{text}} is lost or torn apart")
-
-
-def check_prompts(tokenizer: Tokenizer, spec: EmbedderSpec) -> None:
-    """Raise InputError where a prompt cannot be told from the text by its number of tokens, but has to be left out."""
-    recipe = spec.recipe
-    pooled = {recipe.pool_over, recipe.sparse.pool_over if recipe.sparse is not None else "all"}
-    if pooled == {"all"} or recipe.count_prompt == "alone":
-        return
-    for reading in tokenizer.readings:
-        for text in TEXTS:
-            found, expected = tokenizer.prompt_tokens(reading, text), reading.layout.prefix
-            if found != expected:
-                raise InputError(
-                    f"{spec.model}: self-test: the prompt {reading.template.prefix!r} has {expected} tokens alone and "
-                    f"{found} before a text, so it cannot be left out of pooling: end it with a blank or a line end, "
-                    "or set join: apart"
-                )
-
-
 @torch.inference_mode()
 def check_spans(forward: PooledForward, batch: Batch, name: str) -> None:
     """Raise InputError where leaving tokens out of pooling, as the recipe states, changes nothing."""
@@ -111,7 +69,7 @@ def check_prepending(
     model: transformers.PreTrainedModel, prepending: TokenPrepending, tokenizer: Tokenizer, device: torch.device
 ) -> None:
     """Raise InputError where token prepending changes nothing."""
-    reading = token_rows.split(tokenizer(texts()).input_ids, len(tokenizer.readings))[0].as_py()
+    reading = token_rows.split(tokenizer(known_texts.texts()).input_ids, len(tokenizer.readings))[0].as_py()
     ids_1L = torch.tensor([reading], device=device)
     plain = model(input_ids=ids_1L).last_hidden_state
     with prepending.on_batch(ids_1L, torch.ones_like(ids_1L, dtype=torch.bool)):
@@ -122,14 +80,14 @@ def check_prepending(
 
 def probe_ids(tokenizer: Tokenizer) -> torch.Tensor:
     """ids_1L: some tokens of a known text, all different ones beside each other."""
-    ids = token_rows.split(tokenizer(texts()).input_ids, len(tokenizer.readings))
+    ids = token_rows.split(tokenizer(known_texts.texts()).input_ids, len(tokenizer.readings))
     longest = ids[int(np.argmax(np.diff(ids.offsets.to_numpy())))].values.to_numpy().astype(np.int64)
     return torch.from_numpy(longest[:PROBE_TOKENS])[None]
 
 
 def probe_batch(tokenizer: Tokenizer, recipe: Recipe, config: transformers.PreTrainedConfig) -> Batch:
     """The known texts, and one that is longer than the model's sliding window, where it has one."""
-    rows = token_rows.split(tokenizer(texts()).input_ids, len(tokenizer.readings)).to_pylist()
+    rows = token_rows.split(tokenizer(known_texts.texts()).input_ids, len(tokenizer.readings)).to_pylist()
     window = getattr(config, "sliding_window", None)
     if window is not None:
         rows.append(np.resize(np.concatenate(rows), min(recipe.max_tokens, int(window) + PROBE_TOKENS)))
@@ -190,7 +148,7 @@ def check(embedder: Checked, ids: pa.Array) -> None:
 
 def check_chunks(embedder: CheckedOnChunks, tokenizer: Tokenizer) -> None:
     """Raise InputError unless the halves of the known texts, pooled late, have the same vectors alone and together."""
-    halves = [(text, np.array([[0, len(text) // 2], [len(text) // 2, len(text)]])) for text in TEXTS]
+    halves = [(text, np.array([[0, len(text) // 2], [len(text) // 2, len(text)]])) for text in known_texts.TEXTS]
     windows = Windows.of_table(pa.table(tokenize_documents(halves, tokenizer, overlap=0).columns()))
     together_CD = embedder.of_chunks(windows).values_ND
     alone_CD = np.concatenate([embedder.of_chunks(windows.slice(i, 1)).values_ND for i in range(len(windows))])

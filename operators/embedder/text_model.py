@@ -5,31 +5,34 @@ Embedders of dense and of sparse vectors begin with it, and so does training.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-import transformers
 
 from operators.embedder import selftest
 from operators.embedder.model.device import prepare_process
 from operators.embedder.model.flops import Flops
 from operators.embedder.model.forward import PaddedTrunk, Trunk
 from operators.embedder.model.heads import load_head
-from operators.embedder.model.loading import load_model
-from operators.embedder.model.packing import pack
 from operators.embedder.model.token_prepending import TokenPrepending
 from operators.embedder.recipe import checkpoint
 from operators.embedder.recipe.adapter_files import locate_adapter
 from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
+from operators.embedder.tokens import known_texts
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
+
+if TYPE_CHECKING:
+    import transformers
 
 
 def prepare(spec: EmbedderSpec, device: Device, threads: int | None) -> tuple[torch.device, Tokenizer]:
     """The device and the tokenizer of an embedder of texts, checked before its model is loaded."""
     found = prepare_process(device, threads)
     tokenizer = Tokenizer(spec)
-    selftest.check_tokens(tokenizer, spec)
-    selftest.check_prompts(tokenizer, spec)
+    known_texts.check_tokens(tokenizer, spec)
+    known_texts.check_prompts(tokenizer, spec)
     return found, tokenizer
 
 
@@ -37,6 +40,8 @@ def load_trunk(
     spec: EmbedderSpec, tokenizer: Tokenizer, dtype: torch.dtype, merge_adapters: bool
 ) -> transformers.PreTrainedModel:
     """The text model on the CPU, its adapters applied; all but the last are merged into its weights anyway."""
+    from operators.embedder.model.loading import load_model  # transformers' modelling code: seconds
+
     recipe = spec.recipe
     model = load_model(verified_folder(spec, weights=True), dtype, recipe)
     for i, name in enumerate(recipe.adapters, start=1):
@@ -66,16 +71,7 @@ def check_shapes(model: transformers.PreTrainedModel, spec: EmbedderSpec, tokeni
     for layer in spec.recipe.layers:
         if not -num_layers - 1 <= layer <= num_layers:
             raise InputError(f"layers: {layer} is not there: {spec.recipe.checkpoint} has {num_layers} layers")
-    check_vocabulary(table.num_embeddings, spec, tokenizer)
-
-
-def check_vocabulary(num_embeddings: int, spec: EmbedderSpec, tokenizer: Tokenizer) -> None:
-    """Raise InputError for a tokenizer with ids that a model of texts has no embeddings for."""
-    if tokenizer.max_id >= num_embeddings:
-        raise InputError(
-            f"{spec.recipe.checkpoint}: the tokenizer has ids up to {tokenizer.max_id}, "
-            f"but the model has only {num_embeddings} token embeddings: they do not belong together"
-        )
+    tokenizer.check_vocabulary(table.num_embeddings)
 
 
 def make_trunk(
@@ -97,5 +93,7 @@ def make_trunk(
     padded = PaddedTrunk(model, device, causal, recipe.padding, recipe.layers, prepending)
     if not packing:
         return padded
+    from operators.embedder.model.packing import pack  # transformers too
+
     probe = selftest.probe_batch(tokenizer, recipe, model.config)
     return pack(padded, probe, selftest.MIN_COSINE[recipe.compute_dtype])

@@ -29,6 +29,16 @@ class Vectors:
     sparse: SparseVectors | None = None  # where the recipe has a sparse head
 
 
+def finish_numpy(pooled_ND: NDArray[np.float32], normalize: bool) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """As `finish`, of arrays."""
+    norms_N = np.linalg.norm(pooled_ND.astype(np.float64), axis=1).astype(np.float32)
+    finite_N: NDArray[np.bool_] = np.isfinite(norms_N) & (norms_N > 0)
+    values_ND = np.where(finite_N[:, None], pooled_ND, np.float32(0))
+    if normalize:
+        values_ND[finite_N] /= norms_N[finite_N, None]
+    return values_ND, finite_N
+
+
 def finish(pooled_ND: torch.Tensor, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """values_ND, of length 1 where asked, and finite_N; rows with NaN, infinity or of length 0 become all zeros."""
     import torch  # here, so that this module costs nothing where no model is loaded

@@ -17,9 +17,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder.model.device import prepare_process
+from operators.embedder.model.device import DTYPES, prepare_process
 from operators.embedder.model.forward import default_batch_tokens
-from operators.embedder.model.loading import DTYPES, load_model
+from operators.embedder.model.loading import load_model
 from operators.embedder.tokens.backend import load_fast
 from operators.embedder.tokens.batching import Batch
 from operators.embedder.tokens.truncating import kept_after

@@ -20,9 +20,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder.model.device import prepare_process
+from operators.embedder.model.device import DTYPES, prepare_process
 from operators.embedder.model.forward import default_batch_tokens
-from operators.embedder.model.loading import DTYPES, load_model
+from operators.embedder.model.loading import load_model
 from operators.embedder.selftest import PROBE_TOKENS, tokens_that_see
 from operators.embedder.tokens.backend import load_fast, special_ids
 from operators.embedder.tokens.batching import Batch

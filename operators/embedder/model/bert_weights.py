@@ -22,10 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.embedder.recipe.checkpoint import read_config, weight_files
+from operators.embedder.recipe.head_files import POOLER
+from operators.embedder.recipe.recipe import Recipe
+
 Array = NDArray[np.float32]
 
 FAMILIES = frozenset({"bert", "roberta", "xlm-roberta", "camembert"})
 OFFSET_FAMILIES = FAMILIES - {"bert"}  # positions start at pad_token_id + 1, and skip pad tokens within a text
+POOLINGS = ("mean", "cls", "last")  # that what computes with these weights has
 PREFIXES = ("bert.", "roberta.", "")  # that a checkpoint of a larger model puts before the encoder's names
 # What a checkpoint may hold beside the encoder: heads that embedding does not use, and a buffer of older versions
 UNUSED_WEIGHTS = ("pooler.", "cls.", "lm_head.", "classifier.", "embeddings.position_ids")
@@ -163,27 +168,62 @@ class BertWeights:
     layers: tuple[BertLayer, ...]
 
 
+def asks_for_no_more(recipe: Recipe) -> bool:
+    """Whether a recipe's vectors follow from the states of a plain encoder's last layer, and from nothing else."""
+    return (
+        recipe.kind == "transformer"
+        and recipe.pooling in POOLINGS
+        and recipe.layers == (-1,)
+        and recipe.attention != "causal"
+        and recipe.prepend is None
+        and recipe.trunk is None
+        and recipe.latent_attention is None
+        and not recipe.adapters
+        and POOLER not in recipe.head
+    )
+
+
+def difference(config: Mapping[str, Any]) -> str | None:
+    """The first key of a config.json by which it is, or may be, another architecture, with its value; None: it is this.
+
+    `hidden_act` has to be there: its default is the one of transformers, which may change.
+    """
+    if config.get("model_type") not in FAMILIES:
+        return f"model_type: {config.get('model_type')!r}"
+    for name in _SIZES:
+        if not _is_size(config.get(name)):
+            return f"{name}: {config.get(name)!r}"
+    known = {"model_type", "layer_norm_eps", "pad_token_id", *_SIZES, *_HARMLESS}
+    for name, value in {"hidden_act": None, **config}.items():
+        if value not in _FIXED[name] if name in _FIXED else name not in known:
+            return f"{name}: {value!r}"
+    if not isinstance(config.get("layer_norm_eps"), float):
+        return f"layer_norm_eps: {config.get('layer_norm_eps')!r}"
+    if config["hidden_size"] % config["num_attention_heads"]:
+        return f"num_attention_heads: {config['num_attention_heads']!r}"
+    if config["model_type"] in OFFSET_FAMILIES and not isinstance(config.get("pad_token_id"), int):
+        return f"pad_token_id: {config.get('pad_token_id')!r}"
+    return None
+
+
 def bert_shape(config: Mapping[str, Any]) -> BertShape | None:
     """The sizes in a config.json; None where it does not describe the plain architecture in every key."""
-    family = config.get("model_type")
-    if family not in FAMILIES or not all(_is_size(config.get(name)) for name in _SIZES):
+    if difference(config) is not None:
         return None
-    known = {"model_type", "layer_norm_eps", "pad_token_id", *_SIZES}
-    for name, value in config.items():
-        if name in _FIXED:
-            if value not in _FIXED[name]:
-                return None
-        elif name not in known and name not in _HARMLESS:
-            return None
-    eps, pad_id = config.get("layer_norm_eps"), config.get("pad_token_id")
-    if not isinstance(eps, float) or config["hidden_size"] % config["num_attention_heads"]:
+    skipped = int(config["pad_token_id"]) if config["model_type"] in OFFSET_FAMILIES else None
+    vocab_size, width, layers, heads, inner, positions, types = (int(config[name]) for name in _SIZES)
+    return BertShape(
+        vocab_size, width, layers, heads, inner, positions, types, float(config["layer_norm_eps"]), skipped
+    )
+
+
+def read_bert(folder: Path) -> BertWeights | None:
+    """The encoder of a checkpoint's folder; None where it is not the plain architecture, or not all of it."""
+    config = read_config(folder)
+    if difference(config) is not None:
         return None
-    if config.get("hidden_act") != "gelu" or (family in OFFSET_FAMILIES and not isinstance(pad_id, int)):
-        return None
-    sizes = [int(config[name]) for name in _SIZES]
-    vocab_size, width, layers, heads, inner, positions, types = sizes
-    skipped = pad_id if family in OFFSET_FAMILIES else None
-    return BertShape(vocab_size, width, layers, heads, inner, positions, types, eps, skipped)
+    tensors = read_tensors(weight_files(folder))
+    return None if tensors is None else bert_weights(config, tensors)
 
 
 def bert_weights(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> BertWeights | None:

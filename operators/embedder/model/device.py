@@ -1,4 +1,4 @@
-"""The device that a process computes on, and how torch uses it."""
+"""The device that a process computes on, how torch uses it, and in which number formats."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 
 from operators.embedder.recipe.keywords import Device
 from operators.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def prepare_process(device: Device, threads: int | None) -> torch.device:

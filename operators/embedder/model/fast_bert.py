@@ -11,8 +11,9 @@ What makes it fast, next to the transformers model (MiniLM, one Zen 5 core; benc
   scaled_dot_product_attention or softmax need for such short rows. Scores are not shifted by their maximum first, so
   the sums are checked, and a run of texts where they leave the safe range is done again with softmax.
 
-What it computes is compared with the transformers model when it is built (`pack`), so a variant of the architecture
-that this file does not know is refused and not embedded wrongly.
+Weights come from a checkpoint's files (operators.embedder.model.bert_weights), which refuses a variant of the
+architecture that this file does not know. What is computed is compared when it is built, with the formula in numpy or
+with the transformers model (`pack_weights`, `pack`).
 
 Shapes: T tokens of a batch (rounded up to TOKENS_STEP inside), B texts, D width, H heads, K width of a head,
 N texts of a run and L their length, R = N * H, 3 = query, key, value.
@@ -22,63 +23,79 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
+from numpy.typing import NDArray
 
-from operators.embedder.model.pooling import pool, pool_chunks
+from operators.embedder.model import bert_weights, plain_bert
+from operators.embedder.model.bert_weights import (
+    Array,
+    BertLayer,
+    BertShape,
+    BertWeights,
+    LayerNorm,
+    Linear,
+    difference,
+)
+from operators.embedder.model.plain_bert import PlainBert
+from operators.embedder.model.pooling import pool_chunks
 from operators.embedder.recipe.keywords import Pooling
 from operators.embedder.tokens.batching import Batch, Run
 
+if TYPE_CHECKING:
+    import transformers
+
 logger = logging.getLogger(__name__)
 
-MODELS = (
-    transformers.BertModel,
-    transformers.RobertaModel,
-    transformers.XLMRobertaModel,
-    transformers.CamembertModel,
-)
-FAMILIES = {"bert", "roberta", "xlm-roberta", "camembert"}
-OFFSET_FAMILIES = FAMILIES - {"bert"}  # positions start at pad_token_id + 1, and skip pad tokens within a text
+# classes of transformers that compute this formula
+MODELS = frozenset({"BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel"})
 TOKENS_STEP = 16  # so that few different shapes reach oneDNN, which compiles a kernel for each (0.3 ms)
 MAX_SCORES = 1 << 20  # scores of one run of texts: 2 MB in bfloat16
 MAX_SHORT = 1024  # longest text whose scores are kept whole
 PACKED_FOR_TOKENS = 2048  # the number of tokens that oneDNN lays weights out for; others only run a little slower
 MIN_SUM, MAX_SUM = 1e-30, 1e34  # of exp(scores): no weight that counts is below 1e-38, no weighted sum above 3e38
 PROBE_LENGTHS = (33, 16, 7, 7, 2, 1)
-# with the transformers model in float32 (MiniLM: float32 1 - 1e-7, bfloat16 0.9999; deep models lose some more)
+# with the model in float32 (MiniLM: float32 1 - 1e-7, bfloat16 0.9999; deep models lose some more)
 MIN_COSINE = {torch.float32: 1 - 1e-5, torch.bfloat16: 0.99}
 
 
-def supports(config: transformers.PreTrainedConfig, pooling: str) -> bool:
-    """Whether `pack` is worth trying, from the config alone; then load the model in float32."""
-    return (
-        config.model_type in FAMILIES
-        and pooling in ("mean", "cls", "last")
-        and config.hidden_act == "gelu"
-        and not config.is_decoder
-        and not config.add_cross_attention
-        and (config.model_type not in OFFSET_FAMILIES or config.pad_token_id is not None)
-        and getattr(config, "position_embedding_type", None) in (None, "absolute")
-        and config.hidden_size % config.num_attention_heads == 0
-    )
+def supports(config: Mapping[str, Any], pooling: str) -> bool:
+    """Whether `pack` is worth trying, from config.json alone; logs what a model of these families has in the way."""
+    found = difference(config)
+    if found is not None and config.get("model_type") in bert_weights.FAMILIES:
+        logger.info("no fast path: config.json has %s", found)
+    return found is None and pooling in bert_weights.POOLINGS
+
+
+def pack_weights(weights: BertWeights, pooling: Pooling, dtype: torch.dtype) -> PackedBert | None:
+    """The packed form of a checkpoint's weights; None, with a logged reason, where it differs from the formula."""
+    return _checked(PackedBert(weights, pooling, dtype), weights.shape, PlainBert(weights))
 
 
 def pack(model: transformers.PreTrainedModel, pooling: Pooling, dtype: torch.dtype) -> PackedBert | None:
     """The packed form of `model` (in eval mode, on the CPU, in float32); None, with a logged reason, if they differ."""
-    if type(model) not in MODELS:
-        logger.warning("no fast path: %s is not the transformers model of its family", type(model).__name__)
+    name = type(model).__name__
+    if name not in MODELS or not type(model).__module__.startswith("transformers.models."):
+        logger.warning("no fast path: %s is not the transformers model of its family", name)
         return None
-    packed = PackedBert(model, pooling, dtype)
-    cosine = _least_cosine(packed, model)
-    if not cosine >= MIN_COSINE[packed.dtype]:
-        logger.warning("no fast path: %s differs from it (cosine %.6f)", type(model).__name__, cosine)
+    tensors = {key: tensor.detach().numpy() for key, tensor in model.state_dict().items()}
+    weights = bert_weights.bert_weights(model.config.to_dict(), tensors)
+    if weights is None:
+        logger.warning("no fast path: %s has other weights than those of its family", name)
         return None
-    return packed
+
+    def states_of(ids_L: NDArray[np.int64]) -> Array:
+        mask_1L = torch.ones(1, len(ids_L), dtype=torch.bool)
+        states_1LD = model(input_ids=torch.from_numpy(ids_L)[None], attention_mask=mask_1L).last_hidden_state
+        states_LD: Array = states_1LD[0].numpy()
+        return states_LD
+
+    return _checked(PackedBert(weights, pooling, dtype), weights.shape, states_of)
 
 
 class PackedBert:
@@ -91,20 +108,17 @@ class PackedBert:
     pads = False
     batch_tokens = 2048
 
-    def __init__(self, model: Any, pooling: Pooling, dtype: torch.dtype) -> None:
-        config = model.config
+    def __init__(self, weights: BertWeights, pooling: Pooling, dtype: torch.dtype) -> None:
+        shape = weights.shape
         self.dtype = torch.bfloat16 if dtype == torch.bfloat16 and multiplies_bfloat16() else torch.float32
         self.pooling = pooling
-        self._heads = int(config.num_attention_heads)
-        self._pad_id = int(config.pad_token_id) if config.model_type in OFFSET_FAMILIES else None
-        embeddings = model.embeddings
-        self._words_VD = embeddings.word_embeddings.weight.detach()
+        self._heads = shape.heads
+        self._pad_id = shape.pad_id
+        self._words_VD = torch.from_numpy(weights.words_VD)  # not copied: of the table a corpus uses a part
         # the sum that every token gets, whatever its text: token type 0 is the only one in embedding
-        self._positions_LD = (
-            embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
-        ).detach()
-        self._norm = _LayerNorm(embeddings.LayerNorm, torch.float32)
-        self._layers = [_Layer(layer, self.dtype) for layer in model.encoder.layer]
+        self._positions_PD = torch.from_numpy(weights.positions_PD + weights.type_D)
+        self._norm = _LayerNorm(weights.norm, shape.eps, torch.float32)
+        self._layers = [_Layer(layer, shape, self.dtype) for layer in weights.layers]
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -129,7 +143,7 @@ class PackedBert:
         num_tokens = len(batch.ids_T)
         states_TD = torch.zeros(-(-num_tokens // TOKENS_STEP) * TOKENS_STEP, self._words_VD.shape[1])
         torch.index_select(self._words_VD, 0, torch.from_numpy(batch.ids_T), out=states_TD[:num_tokens])
-        states_TD[:num_tokens] += self._positions_LD[torch.from_numpy(batch.positions(self._pad_id))]
+        states_TD[:num_tokens] += self._positions_PD[torch.from_numpy(batch.positions(self._pad_id))]
         return self._norm(states_TD).to(self.dtype)
 
     def _attend(self, layer: _Layer, states_TD: torch.Tensor, runs: list[Run]) -> torch.Tensor:
@@ -168,18 +182,17 @@ def _short_attention(qkv_NL3HK: torch.Tensor, out_NLHK: torch.Tensor) -> None:
 class _Layer:
     """One layer of the encoder: `qkv`, then attention, then the `rest`."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        attention, output = layer.attention.self, layer.attention.output
-        scale = attention.attention_head_size**-0.5  # in the query's weights, so that scores come out scaled
-        linears = ((attention.query, scale), (attention.key, 1.0), (attention.value, 1.0))
-        weight_ED = torch.cat([linear.weight.detach() * factor for linear, factor in linears])
-        bias_E = torch.cat([linear.bias.detach() * factor for linear, factor in linears])
-        self.qkv = _Linear(weight_ED, bias_E, dtype)
-        self._context = _Linear(output.dense.weight, output.dense.bias, dtype)
-        self._context_norm = _LayerNorm(output.LayerNorm, dtype)
-        self._inner = _Linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype, gelu=True)
-        self._outer = _Linear(layer.output.dense.weight, layer.output.dense.bias, dtype)
-        self._norm = _LayerNorm(layer.output.LayerNorm, dtype)
+    def __init__(self, layer: BertLayer, shape: BertShape, dtype: torch.dtype) -> None:
+        scale = np.float32((shape.width // shape.heads) ** -0.5)  # in the query's weights, so that scores come scaled
+        linears = ((layer.query, scale), (layer.key, np.float32(1)), (layer.value, np.float32(1)))
+        weight_EC = np.concatenate([linear.weight_EC * factor for linear, factor in linears])
+        bias_E = np.concatenate([linear.bias_E * factor for linear, factor in linears])
+        self.qkv = _Linear(Linear(weight_EC, bias_E), dtype)
+        self._context = _Linear(layer.context, dtype)
+        self._context_norm = _LayerNorm(layer.context_norm, shape.eps, dtype)
+        self._inner = _Linear(layer.inner, dtype, gelu=True)
+        self._outer = _Linear(layer.outer, dtype)
+        self._norm = _LayerNorm(layer.norm, shape.eps, dtype)
 
     def rest(self, context_TD: torch.Tensor, states_TD: torch.Tensor) -> torch.Tensor:
         """The layer's output, from the heads' outputs and the layer's input."""
@@ -188,35 +201,35 @@ class _Layer:
 
 
 class _Linear:
-    """x_TI -> x_TI @ weight_OI.T + bias_O, then GELU, or plus other_TO."""
+    """x_TC -> x_TC @ weight_EC.T + bias_E, then GELU, or plus other_TE."""
 
-    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor, dtype: torch.dtype, gelu: bool = False) -> None:
-        self._weight = weight_OI.detach().to(dtype).contiguous()
-        self._bias = bias_O.detach().to(dtype)
+    def __init__(self, linear: Linear, dtype: torch.dtype, gelu: bool = False) -> None:
+        self._weight = torch.from_numpy(linear.weight_EC).to(dtype)
+        self._bias = torch.from_numpy(linear.bias_E).to(dtype)
         self._gelu = gelu
         self._prepacked = prepacks()
         if self._prepacked:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, PACKED_FOR_TOKENS)
 
-    def __call__(self, x_TI: torch.Tensor, other_TO: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(self, x_TC: torch.Tensor, other_TE: torch.Tensor | None = None) -> torch.Tensor:
         if not self._prepacked:
-            x_TO = F.linear(x_TI, self._weight, self._bias)
-            x_TO = F.gelu(x_TO) if self._gelu else x_TO
-            return x_TO if other_TO is None else x_TO + other_TO
+            x_TE = F.linear(x_TC, self._weight, self._bias)
+            x_TE = F.gelu(x_TE) if self._gelu else x_TE
+            return x_TE if other_TE is None else x_TE + other_TE
         linear = torch.ops.mkldnn._linear_pointwise
         result: torch.Tensor
-        if other_TO is None:
-            result = linear(x_TI, self._weight, self._bias, "gelu" if self._gelu else "none", [], "none")
+        if other_TE is None:
+            result = linear(x_TC, self._weight, self._bias, "gelu" if self._gelu else "none", [], "none")
         else:
-            result = linear.binary(x_TI, other_TO, self._weight, self._bias, "add")
+            result = linear.binary(x_TC, other_TE, self._weight, self._bias, "add")
         return result
 
 
 class _LayerNorm:
-    def __init__(self, norm: Any, dtype: torch.dtype) -> None:
-        self._weight = norm.weight.detach().to(dtype)
-        self._bias = norm.bias.detach().to(dtype)
-        self._eps = float(norm.eps)
+    def __init__(self, norm: LayerNorm, eps: float, dtype: torch.dtype) -> None:
+        self._weight = torch.from_numpy(norm.weight_D).to(dtype)
+        self._bias = torch.from_numpy(norm.bias_D).to(dtype)
+        self._eps = eps
 
     def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x_TD, self._weight.shape, self._weight, self._bias, self._eps)
@@ -255,17 +268,19 @@ def multiplies_bfloat16() -> bool:
 
 
 @torch.inference_mode()
-def _least_cosine(packed: PackedBert, model: Any) -> float:
-    """The least cosine between both models' vectors for texts of random ids, each alone in the transformers model."""
-    config = model.config
-    first = config.pad_token_id + 1 if config.model_type in OFFSET_FAMILIES else 0
-    most = model.embeddings.position_embeddings.num_embeddings - first
-    lengths_B = np.array([min(length, most) for length in PROBE_LENGTHS])
-    ids_T = np.random.default_rng(0).integers(0, config.vocab_size, lengths_B.sum())
+def _checked(
+    packed: PackedBert, shape: BertShape, states_of: Callable[[NDArray[np.int64]], Array]
+) -> PackedBert | None:
+    """`packed`, unless its vectors for texts of random ids differ from those of `states_of`, each text alone there."""
+    first = shape.pad_id + 1 if shape.pad_id is not None else 0
+    lengths_B = np.array([min(length, shape.positions - first) for length in PROBE_LENGTHS])
+    ids_T = np.random.default_rng(0).integers(0, shape.vocab_size, lengths_B.sum())
     packed_BD = packed(Batch(ids_T, lengths_B))
     cosines = []
     for vector_D, ids_L in zip(packed_BD, np.split(ids_T, np.cumsum(lengths_B)[:-1]), strict=True):
-        mask_1L = torch.ones(1, len(ids_L), dtype=torch.bool)
-        states_1LD = model(input_ids=torch.from_numpy(ids_L)[None], attention_mask=mask_1L).last_hidden_state
-        cosines.append(F.cosine_similarity(vector_D, pool(states_1LD, mask_1L, packed.pooling)[0], dim=0).item())
-    return float(np.min(cosines))
+        expected_D = torch.from_numpy(plain_bert.pooled(states_of(ids_L), packed.pooling))
+        cosines.append(F.cosine_similarity(vector_D, expected_D, dim=0).item())
+    if not float(np.min(cosines)) >= MIN_COSINE[packed.dtype]:
+        logger.warning("no fast path: it differs from the model (cosine %.6f)", np.min(cosines))
+        return None
+    return packed

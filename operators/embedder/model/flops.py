@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import transformers
 from numpy.typing import NDArray
 
-from operators.embedder.model.loading import load_config
+from operators.embedder.model.bert_weights import BertShape, bert_shape
+from operators.embedder.recipe.checkpoint import read_config
 from operators.embedder.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    import transformers
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Flops:
     @staticmethod
     def of(model: transformers.PreTrainedModel) -> Flops:
         """Count a transformers model's."""
+        import torch
+
         tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Embedding))
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         config = model.config
@@ -36,8 +41,21 @@ class Flops:
         return Flops(2.0 * (num_parameters - tables), 4.0 * layers * width)
 
     @staticmethod
+    def of_bert(shape: BertShape) -> Flops:
+        """Count a BERT encoder's."""
+        return Flops(shape.flops_per_token, shape.flops_per_pair)
+
+    @staticmethod
     def of_folder(folder: Path, recipe: Recipe) -> Flops:
         """Count the text model of a checkpoint without loading a weight."""
+        shape = bert_shape(read_config(folder)) if recipe.trunk is None else None
+        if shape is not None:
+            return Flops.of_bert(shape)
+        import torch  # here, with transformers: seconds, and a BERT is counted without
+        import transformers
+
+        from operators.embedder.model.loading import load_config
+
         config = load_config(folder, recipe)
         with torch.device("meta"):
             model = transformers.AutoModel.from_config(config, trust_remote_code=recipe.trust_remote_code)

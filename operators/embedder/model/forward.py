@@ -13,15 +13,17 @@ import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-import transformers
 
 from operators.embedder.model.pooling import pool, pool_chunks
 from operators.embedder.model.token_prepending import TokenPrepending
 from operators.embedder.recipe.keywords import Pooling, Side
 from operators.embedder.tokens.batching import Batch
+
+if TYPE_CHECKING:
+    import transformers
 
 # Padded tokens of a batch: small ones stay in a CPU's cache (measured: benchmarks/RESULTS.md), a GPU wants many.
 CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2048, 16384

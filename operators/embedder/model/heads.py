@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
-import transformers
 from safetensors import SafetensorError
 
 from operators.embedder.recipe.head_files import POOLER, DenseFile, read_dense
 from operators.errors import InputError
+
+if TYPE_CHECKING:
+    import transformers
 
 ACTIVATIONS = {"Identity": torch.nn.Identity, "Tanh": torch.nn.Tanh, "GELU": torch.nn.GELU, "ReLU": torch.nn.ReLU}
 
@@ -33,8 +36,10 @@ class Dense(torch.nn.Module):
         return result
 
 
-def load_head(root: Path, names: Sequence[str], model: transformers.PreTrainedModel) -> torch.nn.Module | None:
-    """A recipe's head in float32, on the CPU: `pooler` is the model's own, another name a Dense folder in `root`."""
+def load_head(
+    root: Path, names: Sequence[str], model: transformers.PreTrainedModel | None = None
+) -> torch.nn.Module | None:
+    """A recipe's head in float32, on the CPU: `pooler` is the `model`'s own, another name a Dense folder in `root`."""
     if not names:
         return None
     parts = [_pooler(model) if name == POOLER else load_dense(read_dense(root / name)) for name in names]
@@ -54,7 +59,8 @@ def load_dense(file: DenseFile) -> Dense:
     return Dense(linear, ACTIVATIONS[file.activation]())
 
 
-def _pooler(model: transformers.PreTrainedModel) -> Dense:
+def _pooler(model: transformers.PreTrainedModel | None) -> Dense:
+    assert model is not None, "a recipe whose head is the pooler is loaded with its model"
     pooler = getattr(model, "pooler", None)
     linear = getattr(pooler, "dense", None)
     if not isinstance(linear, torch.nn.Linear) or not isinstance(getattr(pooler, "activation", None), torch.nn.Tanh):

@@ -19,7 +19,6 @@ from operators.errors import InputError
 if TYPE_CHECKING:
     from operators.embedder.recipe.recipe import Recipe
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD_PREFIXES = ("lm_head.", "score.", "classifier.")  # parts of a checkpoint that embedding does not use
 # what from_pretrained raises for a checkpoint that is broken or of a class that it does not know
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError, SafetensorError)

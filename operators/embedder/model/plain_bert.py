@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.embedder.batching import Batch
 from operators.embedder.model.bert_weights import Array, BertLayer, BertWeights, LayerNorm, Linear
+from operators.embedder.tokens.batching import Batch
 
 
 class PlainBert:

@@ -12,13 +12,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 
 from operators.embedder.recipe.recipe import Prepend
 from operators.errors import InputError
+
+if TYPE_CHECKING:
+    import transformers
 
 SEED = 0
 

@@ -16,8 +16,9 @@ import torch
 import transformers
 
 from operators.embedder import selftest
+from operators.embedder.model.device import DTYPES
 from operators.embedder.model.forward import PaddedForward
-from operators.embedder.model.loading import DTYPES, load_model
+from operators.embedder.model.loading import load_model
 from operators.embedder.recipe import checkpoint
 from operators.embedder.recipe.keywords import Device, PoolOver
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
@@ -25,7 +26,7 @@ from operators.embedder.sparse.heads import Entries, Head, NextWordHead, SpladeH
 from operators.embedder.sparse.vocabulary import load_parts
 from operators.embedder.sparse.words import WordsInText
 from operators.embedder.text_model import make_trunk, place, prepare
-from operators.embedder.tokens import batching
+from operators.embedder.tokens import batching, known_texts
 from operators.embedder.tokens.batching import Batch
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
@@ -52,7 +53,7 @@ class SparseEmbedder:
         self._trunk = make_trunk(model, spec, self.device, tokenizer, packing)
         self._dense = PaddedForward(self._trunk, spec.recipe.pooling, tokenizer.pooled_id)
         self.batch_tokens = batch_tokens or self._trunk.batch_tokens
-        selftest.check(self, tokenizer(selftest.texts()).input_ids)
+        selftest.check(self, tokenizer(known_texts.texts()).input_ids)
 
     @torch.inference_mode()
     def __call__(self, input_ids: pa.ListArray) -> Vectors:

@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.embedder.selftest import TEXTS, texts
 from operators.embedder.tokens.batching import Batch
+from operators.embedder.tokens.known_texts import TEXTS, texts
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 

@@ -9,6 +9,7 @@ import tokenizers
 
 from operators.embedder.recipe import static_folder
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
+from operators.embedder.tokens.tokenizer_file import read_tokenizer_file
 from operators.errors import InputError
 
 
@@ -28,7 +29,10 @@ def load_backend(spec: EmbedderSpec) -> tokenizers.Tokenizer:
     folder = verified_folder(spec, weights=False)
     if spec.recipe.kind == "static":
         return static_folder.load_tokenizer(folder)
-    return load_fast(folder, spec.recipe.trust_remote_code)[0]
+    found = read_tokenizer_file(folder)
+    if found is None:
+        return load_fast(folder, spec.recipe.trust_remote_code)[0]
+    return _without_limits(found)
 
 
 def load_fast(folder: Path, trust_remote_code: bool) -> tuple[tokenizers.Tokenizer, Any]:
@@ -44,6 +48,10 @@ def load_fast(folder: Path, trust_remote_code: bool) -> tuple[tokenizers.Tokeniz
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise InputError(f"{folder} has no fast tokenizer: it needs a tokenizer.json")
+    return _without_limits(backend), tokenizer
+
+
+def _without_limits(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     backend.no_truncation()  # a checkpoint's own limits (MiniLM's file says 128) give way to the recipe's
     backend.no_padding()
-    return backend, tokenizer
+    return backend

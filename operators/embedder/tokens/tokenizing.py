@@ -97,6 +97,11 @@ class Tokenizer:
         return tuple(reading.layout for reading in self.readings)
 
     @property
+    def pools_all(self) -> bool:
+        """Whether the recipe's vectors are made of all tokens of a row."""
+        return not any(layout.leaves_out(self._recipe.pool_over) for layout in self.layouts)
+
+    @property
     def max_id(self) -> int:
         """The largest id that can come out, but for that of a recipe's placeholder, which the model is made to know."""
         own = self._recipe.prepend.token if self._recipe.prepend is not None else None
@@ -140,6 +145,14 @@ class Tokenizer:
         num_tokens_N = np.sum([np.diff(column.offsets.to_numpy()) for column in columns], axis=0, dtype=np.int32)
         lost_N = lost_RN.max(axis=0)
         return Tokens(token_rows.join(columns), pa.array(num_tokens_N), pa.array(lost_N > 0), int(lost_N.sum()))
+
+    def check_vocabulary(self, num_embeddings: int) -> None:
+        """Raise InputError where there are ids that a model with this many token embeddings has none for."""
+        if self.max_id >= num_embeddings:
+            raise InputError(
+                f"{self._recipe.checkpoint}: the tokenizer has ids up to {self.max_id}, "
+                f"but the model has only {num_embeddings} token embeddings: they do not belong together"
+            )
 
     def prompt_tokens(self, reading: Reading, text: str) -> int:
         """How many tokens of a reading of `text`, the tokenizer's own first ones left out, end in its prompt."""

@@ -13,9 +13,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from operators.embedder.model.device import prepare_process
+from operators.embedder.model.device import DTYPES, prepare_process
 from operators.embedder.model.forward import default_batch_tokens
-from operators.embedder.model.loading import DTYPES, load_model
+from operators.embedder.model.loading import load_model
 from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.tokens.tokenizing import Tokenizer

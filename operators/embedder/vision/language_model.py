@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from operators.embedder.model.pooling import pool
-from operators.embedder.text_model import check_vocabulary
 from operators.embedder.tokens import batching
 from operators.embedder.tokens.batching import Batch
 from operators.embedder.tokens.tokenizing import Tokenizer
@@ -32,7 +31,7 @@ class VisionLanguageEmbedder(VisionEmbedder):
 
     def _begin(self, tokenizer: Tokenizer) -> None:
         self._model.language_model.config.use_cache = False
-        check_vocabulary(int(self._model.get_input_embeddings().num_embeddings), self.spec, tokenizer)
+        tokenizer.check_vocabulary(int(self._model.get_input_embeddings().num_embeddings))
         image_token_id = self._facts.image_token_id
         if image_token_id is None or image_token_id > tokenizer.max_id:
             raise InputError(

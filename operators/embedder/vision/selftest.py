@@ -14,6 +14,7 @@ from PIL import Image
 
 from operators.embedder import selftest
 from operators.embedder.recipe.spec import EmbedderSpec
+from operators.embedder.tokens import known_texts
 from operators.embedder.vision.reading import ImageReader
 from operators.errors import InputError
 
@@ -22,12 +23,12 @@ SIZES = ((96, 64), (40, 120), (64, 64))  # (width, height): landscape, portrait,
 
 def known_inputs(reader: ImageReader, spec: EmbedderSpec) -> pa.StructArray:
     """The known texts and images as an embedder takes them: the texts first."""
-    selftest.check_tokens(reader.tokenizer, spec)
+    known_texts.check_tokens(reader.tokenizer, spec)
     images = [_image(number, *size) for number, size in enumerate(SIZES)]
-    texts = [*selftest.TEXTS, *[None] * len(images)]
-    named = [None] * len(selftest.TEXTS) + [{"bytes": image} for image in images]
+    texts = [*known_texts.TEXTS, *[None] * len(images)]
+    named = [None] * len(known_texts.TEXTS) + [{"bytes": image} for image in images]
     if spec.recipe.image_text_prompt is not None:
-        texts.append(selftest.TEXTS[0])
+        texts.append(known_texts.TEXTS[0])
         named.append({"bytes": images[0]})
     rows = reader(pa.table({"text": pa.array(texts, pa.string()), "image": named}))
     if rows.faults:
@@ -38,7 +39,7 @@ def known_inputs(reader: ImageReader, spec: EmbedderSpec) -> pa.StructArray:
 def check(embedder: selftest.Checked, rows: pa.StructArray) -> None:
     """Raise InputError naming the fault unless the known inputs get the vectors they should."""
     selftest.check(embedder, rows)
-    values_ND = embedder(rows.slice(len(selftest.TEXTS), len(SIZES))).values_ND
+    values_ND = embedder(rows.slice(len(known_texts.TEXTS), len(SIZES))).values_ND
     if np.abs(values_ND[1:] - values_ND[:-1]).max() < selftest.NORM_TOLERANCE * np.abs(values_ND).max():
         raise InputError(f"{embedder.spec.model}: self-test: different images get the same vector")
 

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from operators.embedder.recipe.spec import EmbedderSpec
-from operators.embedder.text_model import check_vocabulary
 from operators.embedder.tokens import batching
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vision.embedder import VisionEmbedder
@@ -28,7 +27,7 @@ class TwoTowerEmbedder(VisionEmbedder):
 
     def _begin(self, tokenizer: Tokenizer) -> None:
         self._pad_id = _pad_id(self.spec, tokenizer, self._facts.model_type)
-        check_vocabulary(self._model.text_model.get_input_embeddings().num_embeddings, self.spec, tokenizer)
+        tokenizer.check_vocabulary(self._model.text_model.get_input_embeddings().num_embeddings)
 
     def _embed(self, inputs: Inputs, pooled_ND: torch.Tensor) -> int:
         padding_tokens = self._embed_texts(inputs, _text_lengths(inputs), pooled_ND)

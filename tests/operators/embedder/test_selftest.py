@@ -21,6 +21,7 @@ from operators.embedder import selftest
 from operators.embedder.engine import Embedder
 from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.embedder.recipe.spec import embedder_spec
+from operators.embedder.tokens import known_texts
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors
 from operators.errors import InputError
@@ -104,7 +105,7 @@ def all_alike(values_ND: NDArray[np.float32]) -> NDArray[np.float32]:
 )
 def test_each_fault_is_named(tmp_path: Path, spoil: Spoil, when: Callable[[pa.ListArray], bool], message: str) -> None:
     sound = load(checkpoints.tiny_bert(tmp_path))
-    ids = Tokenizer(sound.spec)(selftest.texts()).input_ids
+    ids = Tokenizer(sound.spec)(known_texts.texts()).input_ids
     selftest.check(sound, ids)
     spoiled: Any = SpoiledEmbedder(sound, spoil, when)
     with pytest.raises(InputError, match=f"recipe.yaml on cpu: self-test: .*{message}"):
@@ -114,10 +115,10 @@ def test_each_fault_is_named(tmp_path: Path, spoil: Spoil, when: Callable[[pa.Li
 def test_a_missing_end_token_is_named(tmp_path: Path) -> None:
     sound = load(checkpoints.tiny_bert(tmp_path))
     tokenizer = Tokenizer(sound.spec)
-    selftest.check_tokens(tokenizer, sound.spec)
+    known_texts.check_tokens(tokenizer, sound.spec)
     tokenizer.end_id = 1
     with pytest.raises(InputError, match="does not end with the recipe's end_token"):
-        selftest.check_tokens(tokenizer, sound.spec)
+        known_texts.check_tokens(tokenizer, sound.spec)
 
 
 def test_nan_weights_are_refused(tmp_path: Path) -> None:
