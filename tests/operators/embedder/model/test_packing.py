@@ -261,7 +261,7 @@ def test_a_text_longer_than_the_window_is_among_those_compared(tmp_path: Path, m
         lengths.extend(probe.lengths_B.tolist())
         return own(padded, probe, least_cosine)
 
-    monkeypatch.setattr("operators.embedder.text_model.pack", recorded)
+    monkeypatch.setattr("operators.embedder.model.packing.pack", recorded)
     spec = spec_of(checkpoints.tiny_decoder(tmp_path, sliding_window=40, max_tokens=512), max_tokens=512)
     Embedder(spec, device="cpu", packing=True)
     assert lengths[-1] == 56
