@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import ray
 
 from cluster.session import connect
 from jobs import train
@@ -55,6 +54,8 @@ def _student(config: Config) -> Location:
         )
     if not exists(folder / _WHOLE):
         with connect(local_cpus=config.compute.local_cpus):
+            import ray
+
             texts = _texts(config) if config.student.dims is not None else ()
             layers = ray.get(ray.remote(num_cpus=1)(_make).remote(spec, config.student, texts, folder))
         logger.info("student: layers %s of %s", ", ".join(map(str, layers)), config.model)

@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 
 from cluster.session import connect
 from jobs.evaluating.config import EvaluateConfig as Config
-from jobs.evaluating.contamination import check_contamination
-from jobs.evaluating.model import Outcomes, check_models, evaluate_model
 from operators.errors import GateMissed
 from operators.evaluation.extra import check_installed
 from operators.evaluation.results import (
@@ -37,6 +35,10 @@ _VERSIONS = ("ray", "torch", "transformers", "scikit-learn", "scipy", "pytrec_ev
 def run(config: Config) -> int:
     """Score every model on every task, write the scores and the report; returns the exit code."""
     check_installed()
+    # Imported here: they need Ray, a second that --help does without.
+    from jobs.evaluating.contamination import check_contamination
+    from jobs.evaluating.model import Outcomes, check_models, evaluate_model
+
     started, clock = datetime.now(UTC), time.monotonic()
     check_models(config)
     data = {task.name: read_task(task) for task in config.tasks}

@@ -28,6 +28,7 @@ from operators.corpus.units import choose_pack_below
 from operators.embedder.factory import flops_of, load_image_reader
 from operators.embedder.recipe.sparse_head import ASSUMED_ENTRIES
 from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.tokens.batching import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
 from operators.planning.estimate import Estimate, Hardware, Reading, Setting, estimate_run
 from operators.planning.sampling import UnitSample, choose_units, sample_of
 from operators.report.page import plan_page
@@ -117,8 +118,6 @@ def _sample(
 
 def _batch_tokens(config: Config, spec: EmbedderSpec) -> int | None:
     """The budget of a batch, the engine's own where the config says nothing; None for an engine that never pads."""
-    from operators.embedder.model.forward import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS
-
     if spec.recipe.kind == "static" or config.embedder.packing:
         return None
     if config.embedder.batch_tokens is not None:

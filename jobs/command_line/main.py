@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 the config or an input is wrong and nothing was written; 3
 
 from __future__ import annotations
 
+import ast
 import importlib
 import logging
 import sys
@@ -51,6 +52,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f"jobs.{name.replace('-', '_')}")
+
+
+def _docstring(name: str) -> str:
+    """What a job's module says of itself, read without importing what it needs."""
+    source = Path(__file__).parents[1] / f"{name.replace('-', '_')}.py"
+    return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
 
 
 def _run(job: ModuleType, config_file: str, overrides: Sequence[str], debug: bool) -> int:
@@ -112,6 +119,5 @@ def help_text(name: str, job: ModuleType) -> str:
 def _job_list() -> str:
     lines = ["python -m jobs JOB CONFIG.yaml [dotted.key=value ...]      (--help after a JOB: every key)", ""]
     for name in JOBS:
-        doc = _module(name).__doc__ or ""
-        lines.append(f"  {name:14} {doc.strip().splitlines()[0]}")
+        lines.append(f"  {name:14} {_docstring(name).strip().splitlines()[0]}")
     return "\n".join(lines)

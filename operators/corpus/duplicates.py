@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -29,6 +28,8 @@ class Occurrence:
 
 def hash_ids(doc_ids: pa.Array) -> NDArray[np.uint64]:
     """64-bit hashes of string ids (no nulls), the same on every machine."""
+    import pandas as pd  # here: half a second for the processes that hash, and for no other
+
     values = doc_ids.to_numpy(zero_copy_only=False).astype(object)
     hashes: NDArray[np.uint64] = pd.util.hash_array(values, categorize=False)
     return hashes

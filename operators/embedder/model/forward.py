@@ -20,13 +20,10 @@ import torch
 from operators.embedder.model.pooling import pool, pool_chunks
 from operators.embedder.model.token_prepending import TokenPrepending
 from operators.embedder.recipe.keywords import Pooling, Side
-from operators.embedder.tokens.batching import Batch
+from operators.embedder.tokens.batching import CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS, Batch
 
 if TYPE_CHECKING:
     import transformers
-
-# Padded tokens of a batch: small ones stay in a CPU's cache (measured: benchmarks/RESULTS.md), a GPU wants many.
-CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2048, 16384
 
 
 def default_batch_tokens(device: torch.device) -> int:

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from operators.embedder.recipe.keywords import Side
 
+# Padded tokens of a batch: small ones stay in a CPU's cache (measured: benchmarks/RESULTS.md), a GPU wants many.
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2048, 16384
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
