@@ -169,6 +169,7 @@ def _read_fast(spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer) -
         return None
     tokenizer.check_vocabulary(weights.shape.vocab_size)
     forward = fast_bert.pack_weights(weights, recipe.pooling, DTYPES[recipe.compute_dtype])
+    weights.release()  # the packed layers are copies; of the table of words, what texts hold comes back
     if forward is None:
         return None
     head = load_head(checkpoint.locate_root(recipe.checkpoint, recipe.revision), recipe.head)

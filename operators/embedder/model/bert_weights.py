@@ -12,8 +12,10 @@ Shapes: V ids, P positions, D width, I inner width, E outputs and C inputs of a 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +168,13 @@ class BertWeights:
     type_D: Array  # of token type 0, the only one in embedding
     norm: LayerNorm
     layers: tuple[BertLayer, ...]
+    files: tuple[mmap.mmap, ...] = ()  # that the arrays are views of, where they are
+
+    def release(self) -> None:
+        """Give the pages of the files that were read back to the kernel; what is looked at again is mapped again."""
+        for file in self.files:
+            if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+                file.madvise(mmap.MADV_DONTNEED)
 
 
 def asks_for_no_more(recipe: Recipe) -> bool:
@@ -222,8 +231,17 @@ def read_bert(folder: Path) -> BertWeights | None:
     config = read_config(folder)
     if difference(config) is not None:
         return None
-    tensors = read_tensors(weight_files(folder))
-    return None if tensors is None else bert_weights(config, tensors)
+    files = [path for path in weight_files(folder) if path.suffix == ".safetensors"]
+    mapped = [map_file(path) for path in files]
+    tensors = read_tensors(mapped)
+    weights = None if tensors is None else bert_weights(config, tensors)
+    return None if weights is None else dataclasses.replace(weights, files=tuple(mapped))
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A file mapped into memory; what is written to it stays this process's own."""
+    with path.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def bert_weights(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> BertWeights | None:
@@ -248,19 +266,16 @@ def bert_weights(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> Ber
     )
 
 
-def read_tensors(files: Iterable[Path]) -> dict[str, Array] | None:
-    """All tensors of safetensors files in float32, those that are stored so mapped and not read.
+def read_tensors(files: Iterable[mmap.mmap]) -> dict[str, Array] | None:
+    """All tensors of mapped safetensors files in float32; those that are stored so are views.
 
     None where one is of another kind than float32, float16 and bfloat16, or of integers (which position ids are).
     """
     tensors: dict[str, Array] = {}
-    for path in files:
-        if path.suffix != ".safetensors":
-            continue
-        with path.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header: dict[str, Any] = json.loads(stream.read(size))
-        content = np.memmap(path, np.uint8, mode="c", offset=8 + size)  # "c": private, written to by nobody
+    for file in files:
+        size = int.from_bytes(file[:8], "little")
+        header: dict[str, Any] = json.loads(file[8 : 8 + size])
+        content = np.frombuffer(file, np.uint8, offset=8 + size)
         for name, entry in header.items():
             if name == "__metadata__" or name.endswith("position_ids"):
                 continue
@@ -274,11 +289,11 @@ def read_tensors(files: Iterable[Path]) -> dict[str, Array] | None:
 
 def _as_float32(content: NDArray[np.uint8], dtype: str) -> Array | None:
     if dtype == "F32":
-        return np.asarray(content).view(np.float32)
+        return content.view(np.float32)
     if dtype == "F16":
-        return np.asarray(content).view(np.float16).astype(np.float32)
+        return content.view(np.float16).astype(np.float32)
     if dtype == "BF16":  # the upper half of a float32
-        return (np.asarray(content).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return (content.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return None
 
 

@@ -63,7 +63,9 @@ _LARGEST_VOCABULARY = 100_000  # above, transformers may put another pre-tokeniz
 def read_tokenizer_file(folder: Path) -> tokenizers.Tokenizer | None:
     """The tokenizer in a checkpoint's tokenizer.json as it stands; None where transformers might make another of it."""
     path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not path.is_file() or not config_path.is_file() or (folder / "added_tokens.json").is_file():
+    if not all(file.is_file() for file in (path, config_path, folder / "config.json")):
+        return None
+    if (folder / "added_tokens.json").is_file():
         return None
     config, content = read_json(config_path), read_json(path)
     map_path = folder / "special_tokens_map.json"

@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from operators.embedder.model.bert_weights import BertWeights, bert_shape, bert_weights, read_tensors
+from operators.embedder.model.bert_weights import (
+    bert_shape,
+    bert_weights,
+    map_file,
+    read_bert,
+    read_tensors,
+)
 from operators.embedder.model.plain_bert import PlainBert, pooled
 
 CLASSES = {
@@ -43,12 +49,6 @@ def random_model(family: str, **changes: Any) -> transformers.PreTrainedModel:
     return model
 
 
-def read(folder: Path) -> BertWeights | None:
-    config = json.loads((folder / "config.json").read_text())
-    tensors = read_tensors(sorted(folder.glob("*.safetensors")))
-    return None if tensors is None else bert_weights(config, tensors)
-
-
 def changed(folder: Path, **values: Any) -> Path:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
@@ -65,7 +65,7 @@ def states_of(model: transformers.PreTrainedModel, ids_L: np.ndarray) -> np.ndar
 def test_states_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     model = random_model(family, layer_norm_eps=1e-5)
     model.save_pretrained(tmp_path)
-    weights = read(tmp_path)
+    weights = read_bert(tmp_path)
     assert weights is not None
     plain = PlainBert(weights)
     for length in (1, 2, 17, 64):
@@ -116,7 +116,7 @@ def _saved_keys(model: transformers.PreTrainedModel) -> dict[str, Any]:
 def test_half_precision_is_read_as_transformers_reads_it(dtype: torch.dtype, tmp_path: Path) -> None:
     random_model("bert").to(dtype).save_pretrained(tmp_path)
     model = transformers.BertModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    weights = read(tmp_path)
+    weights = read_bert(tmp_path)
     assert weights is not None
     ids_L = np.arange(1, 30)
     assert np.abs(PlainBert(weights)(ids_L) - states_of(model, ids_L)).max() <= 1e-4
@@ -127,7 +127,7 @@ def test_the_encoder_of_a_larger_model_is_found(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)).eval()
     model.save_pretrained(tmp_path)
-    weights = read(tmp_path)
+    weights = read_bert(tmp_path)
     assert weights is not None
     ids_L = np.arange(5, 20)
     assert np.abs(PlainBert(weights)(ids_L) - states_of(model.bert, ids_L)).max() <= 1e-5
@@ -136,7 +136,7 @@ def test_the_encoder_of_a_larger_model_is_found(tmp_path: Path) -> None:
 def test_names_of_the_first_checkpoints_are_understood(tmp_path: Path) -> None:
     model = random_model("bert")
     model.save_pretrained(tmp_path)
-    expected = read(tmp_path)
+    expected = read_bert(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     renamed = {
@@ -147,7 +147,7 @@ def test_names_of_the_first_checkpoints_are_understood(tmp_path: Path) -> None:
     renamed["bert.embeddings.position_ids"] = torch.arange(70)[None]
     renamed["cls.seq_relationship.bias"] = torch.zeros(2)
     save_file(renamed, path, {"format": "pt"})
-    found = read(tmp_path)
+    found = read_bert(tmp_path)
     assert expected is not None
     assert found is not None
     ids_L = np.arange(9)
@@ -176,8 +176,8 @@ def test_names_of_the_first_checkpoints_are_understood(tmp_path: Path) -> None:
 )
 def test_what_may_be_another_architecture_is_left_to_transformers(values: dict[str, Any], tmp_path: Path) -> None:
     random_model("bert").save_pretrained(tmp_path)
-    assert read(tmp_path) is not None
-    assert read(changed(tmp_path, **values)) is None
+    assert read_bert(tmp_path) is not None
+    assert read_bert(changed(tmp_path, **values)) is None
 
 
 def test_a_roberta_without_padding_is_left_to_transformers() -> None:
@@ -196,7 +196,7 @@ def test_tensors_of_float32_are_mapped_and_never_written(tmp_path: Path) -> None
     random_model("bert").save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     before = path.read_bytes()
-    tensors = read_tensors([path])
+    tensors = read_tensors([map_file(path)])
     assert tensors is not None
     table = tensors["embeddings.word_embeddings.weight"]
     assert np.array_equal(table, load_file(path)["embeddings.word_embeddings.weight"].numpy())
@@ -204,11 +204,20 @@ def test_tensors_of_float32_are_mapped_and_never_written(tmp_path: Path) -> None
     assert path.read_bytes() == before
 
 
+def test_released_weights_are_mapped_again(tmp_path: Path) -> None:
+    random_model("bert").save_pretrained(tmp_path)
+    weights = read_bert(tmp_path)
+    assert weights is not None
+    plain, ids_L = PlainBert(weights), np.arange(3, 30)
+    before = plain(ids_L)
+    weights.release()
+    assert np.array_equal(plain(ids_L), before)
+
+
 def test_other_kinds_of_numbers_are_left_to_transformers(tmp_path: Path) -> None:
-    save_file(
-        {"embeddings.word_embeddings.weight": torch.zeros(4, 4, dtype=torch.int8)}, tmp_path / "model.safetensors"
-    )
-    assert read_tensors([tmp_path / "model.safetensors"]) is None
+    path = tmp_path / "model.safetensors"
+    save_file({"embeddings.word_embeddings.weight": torch.zeros(4, 4, dtype=torch.int8)}, path)
+    assert read_tensors([map_file(path)]) is None
 
 
 def test_pooling() -> None:
