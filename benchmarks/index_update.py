@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from operators.index.building import BuildSetup, FragmentPart, ShardPlan, build_shard
+from operators.index.comparing import diff_shard, plan_comparisons
 from operators.index.group import live_mask
 from operators.index.library import kernel, use_threads
 from operators.index.open import Index
@@ -30,7 +31,7 @@ from operators.index.trained import open_trained, store_trained
 from operators.index.training import Training, sample_size, train
 from operators.index.truth import HeldOut, merge_truth, read_truth
 from operators.index.tuning import recall_per_query
-from operators.index.updating import Update, bury, diff_shard, plan_update, related_fragments
+from operators.index.updating import Update, bury, plan_update
 from operators.storage import Location
 from operators.storage.cache import Cache
 from operators.store.dataset import read_identity
@@ -141,14 +142,9 @@ def update(first: Made, dataset: Location, before: Snapshot, after: Snapshot) ->
     now, known = after.keys, before.keys
     gone = [r for r in before.records if r.key not in now]
     added = [r for r in after.records if r.key not in known]
-    related = related_fragments(gone, added)
-    diffs = {}
-    for number, shard in enumerate(previous.shards):
-        inside = {r.key for r in gone} & {part.key for part in shard.fragments}
-        if inside:
-            others = {r.key: r for key in sorted(inside) for r in related[key]}
-            diffs[number] = diff_shard(index, shard, dataset, inside, list(others.values()))
-    plan = plan_update(previous, after.records, diffs, related, ROWS_PER_SHARD, Update())
+    comparisons = plan_comparisons(previous, gone, added)
+    diffs = {n: diff_shard(index, previous.shards[n], dataset, plan) for n, plan in comparisons.items()}
+    plan = plan_update(previous, after.records, diffs, ROWS_PER_SHARD, Update())
     assert plan.is_patch, "2 % are patched"
     shards = [
         bury(index, previous.shards[n], plan.dead[n]) if n in plan.dead else previous.shards[n] for n in plan.kept

@@ -89,7 +89,7 @@ def _make(
             f"(update.max_drift {config.update.max_drift:.0%})"
         )
         trained, setup = prepare(config, source, index, identity, generation + 1, name)
-        plan = plan_update(None, source.records, {}, {}, rows_per_shard, config.update)
+        plan = plan_update(None, source.records, {}, rows_per_shard, config.update)
         shards = build_changes(config, identity, setup, trained, plan, None, log)
     trained = trained if trained.distance else trained.model_copy(update={"distance": mean_distance(shards)})
     snapshot = _snapshot(source, index, identity, trained, shards, plan).model_copy(update={"queries": name})

@@ -28,6 +28,7 @@ from jobs.indexing.workers import (
 from operators.errors import InputError
 from operators.index.building import BuildSetup, ShardPlan, truth_file
 from operators.index.by_list import BUCKETS_PER_SHARD, Scatter, plan_list_shards
+from operators.index.comparing import Comparison, ShardDiff
 from operators.index.group import Found
 from operators.index.held_out import DRAWN, of_drawn, store_held_out
 from operators.index.open import has_refine_store
@@ -45,7 +46,6 @@ from operators.index.spec import IndexSpec, make_index
 from operators.index.training import num_lists, sample_size
 from operators.index.truth import HeldOut, merge_truth, read_truth
 from operators.index.tuning import Trial, settings_ladder, summary, tune
-from operators.index.updating import ShardDiff
 from operators.storage import exists
 from operators.store.fragments import FragmentRecord
 
@@ -77,20 +77,18 @@ def train_once(
 
 
 def diff_shards(
-    setup: BuildSetup,
-    previous: IndexSnapshot,
-    gone: Sequence[FragmentRecord],
-    related: Mapping[str, Sequence[FragmentRecord]],
+    setup: BuildSetup, previous: IndexSnapshot, comparisons: Mapping[int, Comparison]
 ) -> dict[int, ShardDiff]:
     """Follow the rows of gone fragments in every shard that holds some."""
     task = ray.remote(num_cpus=1, **RETRIED)(compare)
-    names = {record.key for record in gone}
-    running = {}
-    for number, shard in enumerate(previous.shards):
-        inside = names & {part.key for part in shard.fragments} if shard.fragments else names
-        if inside:
-            added = {record.key: record for key in sorted(inside) for record in related.get(key, ())}
-            running[number] = task.remote(setup.index, shard, setup.dataset, inside, list(added.values()))
+    candidates = {id(plan.candidates): plan.candidates for plan in comparisons.values()}
+    stored = {place: ray.put(keys) for place, keys in candidates.items()}  # once for all shards of one large file
+    running = {
+        number: task.remote(
+            setup.index, previous.shards[number], setup.dataset, plan.fragments, stored[id(plan.candidates)]
+        )
+        for number, plan in comparisons.items()
+    }
     return {number: ray.get(reference) for number, reference in running.items()}
 
 

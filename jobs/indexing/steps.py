@@ -9,10 +9,11 @@ from jobs.indexing.config import IndexConfig as Config
 from jobs.indexing.outcome import IndexLog
 from jobs.indexing.source import Embeddings
 from operators.index.building import BuildSetup, ShardPlan
+from operators.index.comparing import plan_comparisons
 from operators.index.held_out import load_held_out
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, ShardRecord, TrainedRecord, publish_index, read_index
 from operators.index.trained import has_trained, stored_trained
-from operators.index.updating import UpdatePlan, bury, plan_update, related_fragments
+from operators.index.updating import UpdatePlan, bury, plan_update
 from operators.storage import Location
 
 logger = logging.getLogger(__name__)
@@ -44,12 +45,12 @@ def plan_changes(
     from jobs.indexing.pipeline import diff_shards
 
     if previous is None:
-        return plan_update(None, source.records, {}, {}, rows_per_shard, config.update)
-    gone = source.gone_since(previous)
-    added = [record for record in source.records if record.key not in set(previous.fragments)]
-    related = related_fragments(gone, added)
-    diffs = diff_shards(setup, previous, gone, related) if gone else {}
-    return plan_update(previous, source.records, diffs, related, rows_per_shard, config.update)
+        return plan_update(None, source.records, {}, rows_per_shard, config.update)
+    known = frozenset(previous.fragments)
+    added = [record for record in source.records if record.key not in known]
+    comparisons = plan_comparisons(previous, source.gone_since(previous), added)
+    diffs = diff_shards(setup, previous, comparisons) if comparisons else {}
+    return plan_update(previous, source.records, diffs, rows_per_shard, config.update)
 
 
 def build_changes(

@@ -6,7 +6,7 @@ Storage faults (OSError) are tried again by Ray, elsewhere if need be; wrong inp
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from operators.embedder.sparse_vectors import SparseVectors
 from operators.index.building import BuildSetup, ShardPlan, build_shard, finished_shard
 from operators.index.building import collect_truth as collect_truth_of
 from operators.index.by_list import ListShard, Scatter, gather, scatter
+from operators.index.comparing import Comparison, ShardDiff, diff_shard
 from operators.index.group import Found, ShardGroup
 from operators.index.held_out import split_drawn
 from operators.index.library import use_threads
@@ -25,11 +26,9 @@ from operators.index.snapshot import IndexIdentity, IndexSnapshot, Settings, Sha
 from operators.index.spec import IndexSpec
 from operators.index.trained import Prepared, has_trained, open_trained, store_trained, stored_trained
 from operators.index.training import Training, train
-from operators.index.updating import ShardDiff, diff_shard
 from operators.index.vectors import Vectors
 from operators.storage import Location
 from operators.storage.cache import Cache
-from operators.store.fragments import FragmentRecord
 
 RETRIED: dict[str, Any] = {"max_retries": 8, "retry_exceptions": [OSError]}
 
@@ -102,10 +101,10 @@ def gather_shard(plan: ListShard, trained: TrainedRecord, spec: IndexSpec, setup
 
 
 def compare(
-    index: Location, shard: ShardRecord, dataset: Location, gone: Collection[str], added: Sequence[FragmentRecord]
+    index: Location, shard: ShardRecord, dataset: Location, fragments: frozenset[str], candidates: tuple[str, ...]
 ) -> ShardDiff:
     """What became of a shard's rows."""
-    return diff_shard(index, shard, dataset, gone, added)
+    return diff_shard(index, shard, dataset, Comparison(fragments, candidates))
 
 
 def collect_truth(record: ShardRecord, setup: BuildSetup, threads: int) -> None:

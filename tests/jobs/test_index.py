@@ -162,6 +162,26 @@ def exact_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> 
     return -np.sort(-queries @ vectors.T, axis=1)[:, :10]
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_a_file_that_changes_twice_is_patched_twice(tmp_path: Path) -> None:
+    """Rows that outlived the first patch stand in a shard under the name of a fragment that was gone before."""
+    before = corpus(2000)
+    config = index_config(
+        tmp_path, spec="IVF16,Flat", recall_target=0.5, shards={"rows": 500}, update={"mode": "patch"}
+    )
+    for step, alive in enumerate((np.ones(2000, bool), np.arange(2000) != 7, ~np.isin(np.arange(2000), (7, 8, 900)))):
+        write_dataset(str(tmp_path / "vectors"), files_of(before.take(alive), 4), rows_per_fragment=200)
+        assert run_job("index", config) == 0
+        snapshot = snapshot_at(tmp_path)
+        assert snapshot.number == step + 1
+        assert snapshot.num_vectors == alive.sum()
+        found = open_index(str(tmp_path / "index")).search(before.vectors, 2, settings=Settings(nprobe=16))
+        names = np.array(found["doc_id"].to_pylist()).reshape(-1, 2)
+        assert (names[alive, 0] == np.array(before.ids)[alive]).all()
+        assert (names[:, 0] != names[:, 1]).all(), "no document twice"
+        assert not set(names.flat) & set(np.array(before.ids)[~alive])
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_ten_updates_in_a_row_lose_nothing(tmp_path: Path) -> None:
