@@ -1,45 +1,65 @@
 """Duplicate document ids over the whole source, found on Ray before anything is embedded.
 
-    committed fragments, then pending units  ->  64-bit hashes  ->  suspects by partition  ->  ids of the suspects
+    units without hashes on storage -> 64-bit hashes in ids/ -> suspects by part of the hash space -> their ids decide
 
-What is committed came first; after that the order of the source counts. The hashes stay in Ray's object store (which
-spills to disk); the driver sees the suspects alone.
+What is committed came first; after that the order of the source counts. Each hash is read once. No process holds more
+than the checked hashes of one part; the driver sees the rows that are duplicates alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.data
+from numpy.typing import NDArray
 
 from jobs.embedding.backlog import Backlog
 from jobs.embedding.config import EmbedConfig
-from operators.corpus.duplicates import IDS_PER_PARTITION, Occurrence, find_suspects, hash_ids, later_occurrences
+from operators.corpus.duplicates import CANDIDATES, hash_ids, is_among, later_occurrences
 from operators.corpus.reading import read_rows
 from operators.corpus.source import Source
 from operators.errors import InputError
-from operators.storage import Location
-from operators.store.dataset import Identity
+from operators.storage import Location, delete
+from operators.store.dataset import Identity, read_identity
 from operators.store.fragments import FragmentRecord, data_file, read_table
-from operators.work.fragment import Unit, unit_from_dict
+from operators.store.id_check import Role, Use, cover, parts_of, suspects_in
+from operators.store.id_hashes import Segment, read_segments, segment_file, write_segments
+from operators.work.fragment import Unit
 
-_SHOWN = 5
+_SHOWN, _NAMED = 5, 100
+_RETRIED: dict[str, Any] = {"max_retries": 4, "retry_exceptions": [OSError]}
+# Bytes that one task reads of ids not hashed yet: small ones keep all CPUs busy, large ones make few, large segments.
+_LEAST_TASK_BYTES, _TASK_BYTES, _TASKS_PER_CPU = 16 << 20, 4 << 30, 4
+_IDS_PER_TASK = 4 << 20  # for less a task is not worth its start; the candidates among them take 60 bytes each
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Part:
-    """Something that holds ids: a committed fragment, or a unit still to be read."""
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A unit that holds ids: in data files (`stored`, keys by part), or still to be read from the source."""
 
-    committed: str | None  # key
+    digest: str
+    stored: tuple[str, ...]
     unit: Unit | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What every task is told: which hashes are compared, and which holder each piece of a segment belongs to."""
+
+    uses: Sequence[Use]
+    ordinals: Sequence[NDArray[np.int64]]  # a use: places among the holders by piece, -1 for pieces that do not count
+    groups: Sequence[int]  # the first holder of each group whose ids one task looks at
+
+
+Reader = Callable[[Holder], Iterable[pa.Array]]
 
 
 def duplicate_positions(
@@ -53,111 +73,190 @@ def duplicate_positions(
         return {}
     pending = backlog.pending
     unfinished = {unit.digest for unit in pending}
-    committed = [r.key for r in backlog.records.values() if r.fragment.unit.digest not in unfinished]
-    parts = [Part(key, None) for key in committed] + [Part(None, unit) for unit in pending]
-    later = _later_occurrences(parts, dataset, config.source, identity.keep)
-    if later and config.source.duplicates == "error":
+    stored = _stored(r for r in backlog.records.values() if r.fragment.unit.digest not in unfinished)
+    holders = [*stored, *(Holder(unit.digest, (), unit, unit.size_bytes) for unit in pending)]
+    roles: list[Role] = ["stored"] * len(stored)
+    roles += ["pending"] * len(pending)
+    read = functools.partial(_ids, dataset=dataset, source=config.source, keep=identity.keep)
+    before = {segment.key for segment in _segments(dataset)}
+    later = find_later(dataset, holders, roles, read, _NAMED)
+    later = later.filter(pc.greater_equal(later["ordinal"], len(stored)))
+    if later.num_rows and config.source.duplicates == "error":
+        if read_identity(dataset) is None:  # nothing is left where nothing was
+            for segment in _segments(dataset):
+                if segment.key not in before:
+                    delete(segment_file(dataset, segment.key))
         raise InputError(_complaint(later))
-    places: dict[str, list[int]] = {}
-    for place in later:
-        unit = parts[place.ordinal].unit
-        assert unit is not None, "committed fragments were checked when they were pending"
-        places.setdefault(unit.digest, []).append(place.position)
-    return {digest: tuple(positions) for digest, positions in places.items()}
+    places: dict[str, tuple[int, ...]] = {}
+    for batch in later.group_by("ordinal", use_threads=False).aggregate([("position", "list")]).to_batches():
+        for ordinal, positions in zip(batch["ordinal"].to_pylist(), batch["position_list"], strict=True):
+            places[holders[ordinal].digest] = tuple(positions.as_py())
+    return places
 
 
 def duplicated_in_store(
     dataset: Location, records: Sequence[FragmentRecord], source: Source, keep: pa.Schema
 ) -> Iterator[tuple[str, str]]:
     """Ids that stand in the dataset a second time, with the key of the fragment they stand in."""
-    parts = [Part(record.key, None) for record in records]
-    for place, doc_id in _later_occurrences(parts, dataset, source, keep).items():
-        yield doc_id, records[place.ordinal].key
+    holders, chunks = _stored(records), {record.key: record.chunks for record in records}
+    read = functools.partial(_ids, dataset=dataset, source=source, keep=keep)
+    for row in find_later(dataset, holders, ["checked"] * len(holders), read, None).to_pylist():
+        keys = holders[row["ordinal"]].stored
+        ends = np.cumsum([chunks[key] for key in keys])
+        yield row["doc_id"], keys[int(np.searchsorted(ends, row["position"], "right"))]
 
 
-def _later_occurrences(
-    parts: Sequence[Part], dataset: Location, source: Source, keep: pa.Schema
-) -> dict[Occurrence, str]:
-    rows = [pa.table({"part": [json.dumps(dataclasses.asdict(p))], "ordinal": [i]}) for i, p in enumerate(parts)]
-    if not rows:
-        return {}
-    hashed = functools.partial(_hash_part, dataset=dataset, source=source, keep=keep)
-    hashes = (
-        ray.data.from_arrow(rows).map_batches(hashed, batch_size=1, batch_format="pyarrow", num_cpus=0.5).materialize()
-    )
-    num_partitions = max(1, -(-hashes.count() // IDS_PER_PARTITION))
-    blocks = hashes.to_arrow_refs()
-    find = ray.remote(num_cpus=0.5)(_suspects_in)
-    found = [find.remote(partition, num_partitions, blocks) for partition in range(num_partitions)]
-    suspects: dict[int, list[int]] = {}
-    for in_partition in ray.get(found):
-        for ordinal, positions in in_partition.items():
-            suspects.setdefault(ordinal, []).extend(positions)
-    if not suspects:
-        return {}
-    look = ray.remote(num_cpus=0.5)(_ids_at)
-    refs = [look.remote(o, parts[o], sorted(p), dataset, source, keep) for o, p in suspects.items()]
-    return later_occurrences(itertools.chain.from_iterable(ray.get(refs)))
+def find_later(
+    dataset: Location, holders: Sequence[Holder], roles: Sequence[Role], read: Reader, named: int | None
+) -> pa.Table:
+    """The rows (`CANDIDATES`) whose id came before in the order of the holders, where one of the two is checked.
+
+    Hashes that are not on storage are put there. At least the first `named` ids are told (None: all), others are null.
+    """
+    by_digest = {holder.digest: place for place, holder in enumerate(holders)}
+    units = {holder.digest: role for holder, role in zip(holders, roles, strict=True)}
+    segments = _segments(dataset)
+    uses, missing = cover(segments, units)
+    for is_of_source in (True, False):
+        unread = [holders[by_digest[unit]] for unit in missing if (units[unit] == "pending") == is_of_source]
+        segments += _hash_all(dataset, unread, read, is_of_source)
+    uses, missing = cover(segments, units) if missing else (uses, missing)
+    assert not missing, f"{len(missing)} units have no hashes although they were written"
+    if not any(use.has_checked for use in uses):
+        return CANDIDATES.empty_table()
+    ordinals = [np.array([by_digest.get(p.unit, -1) for p in use.segment.pieces], np.int64) for use in uses]
+    num_groups = max(1, min(len(holders), sum(use.segment.num_ids for use in uses) // _IDS_PER_TASK))
+    groups = [len(holders) * i // num_groups for i in range(num_groups)]
+    suspects, count = _suspects(dataset, Check(uses, ordinals, groups))
+    return _settle(holders, groups, suspects, count, read, named)
 
 
-def _hash_part(block: pa.Table, dataset: Location, source: Source, keep: pa.Schema) -> pa.Table:
-    tables = []
-    for row in block.to_pylist():
-        part = _part_from_dict(json.loads(row["part"]))
-        start = 0
-        for ids in _ids(part, dataset, source, keep):
-            present = np.flatnonzero(pc.is_valid(ids).to_numpy(zero_copy_only=False))
-            hashes = hash_ids(ids.take(pa.array(present)))
-            columns = {"ordinal": np.full(len(present), row["ordinal"]), "position": present + start, "hash": hashes}
-            tables.append(pa.table(columns))
+def _segments(dataset: Location) -> list[Segment]:
+    return [segment for _, segment in read_segments(dataset) if segment is not None]
+
+
+def _stored(records: Iterable[FragmentRecord]) -> list[Holder]:
+    by_unit: dict[str, list[FragmentRecord]] = {}
+    for record in records:
+        by_unit.setdefault(record.fragment.unit.digest, []).append(record)
+    return [Holder(unit, tuple(r.key for r in of), None, sum(r.bytes for r in of)) for unit, of in by_unit.items()]
+
+
+def _hash_all(dataset: Location, holders: Sequence[Holder], read: Reader, is_of_source: bool) -> list[Segment]:
+    """Put the hashes of these holders on storage."""
+    total = sum(holder.size_bytes for holder in holders)
+    target = max(_LEAST_TASK_BYTES, min(total // (_TASKS_PER_CPU * _num_cpus()), _TASK_BYTES))
+    task = ray.remote(num_cpus=1, **_RETRIED)(_hash)
+    running, group, held = [], list[Holder](), 0
+    for place, holder in enumerate(holders):
+        group.append(holder)
+        held += holder.size_bytes
+        if held >= target or place + 1 == len(holders):
+            running.append(task.remote(dataset, group, read, is_of_source))
+            group, held = [], 0
+    return list(itertools.chain.from_iterable(ray.get(running)))
+
+
+def _hash(dataset: Location, holders: Sequence[Holder], read: Reader, is_of_source: bool) -> list[Segment]:
+    units = ((holder.digest, (hash_ids(ids.drop_null()) for ids in read(holder))) for holder in holders)
+    return list(write_segments(dataset, units, is_of_source))
+
+
+def _suspects(dataset: Location, check: Check) -> tuple[list[list[ray.ObjectRef]], int]:
+    """Tables (ordinal, hash) of what may be a duplicate, by group of holders; and how many rows they have together."""
+    num_ids, num_groups = sum(use.segment.num_ids for use in check.uses), len(check.groups)
+    parts = parts_of(check.uses, min(_TASKS_PER_CPU * _num_cpus(), -(-num_ids // _IDS_PER_TASK)))
+    task = ray.remote(num_cpus=1, num_returns=num_groups + 1, **_RETRIED)(_suspects_by_group)
+    told = ray.put(check)
+    found = [task.remote(dataset, told, part) for part in parts]
+    counts_PG = np.array(ray.get([counts for counts, *_ in found]))
+    tables = [[found[p][g + 1] for p in np.flatnonzero(counts_PG[:, g])] for g in range(num_groups)]
+    return tables, int(counts_PG.sum())
+
+
+def _suspects_by_group(dataset: Location, check: Check, part: range) -> tuple[Any, ...]:
+    found = suspects_in(dataset, check.uses, part)
+    ordinal = np.full(found.num_rows, -1, np.int64)
+    segment, piece = found["segment"].to_numpy(), found["piece"].to_numpy()
+    for number in np.unique(segment):
+        ordinal[segment == number] = check.ordinals[number][piece[segment == number]]
+    group = np.searchsorted(np.array(check.groups), ordinal, "right") - 1
+    table = pa.table({"ordinal": pa.array(ordinal), "hash": found["hash"]})
+    counts = np.bincount(group, minlength=len(check.groups))
+    return (counts, *(table.filter(pa.array(group == g)) if counts[g] else None for g in range(len(check.groups))))
+
+
+def _settle(
+    holders: Sequence[Holder],
+    groups: Sequence[int],
+    suspects: Sequence[Sequence[ray.ObjectRef]],
+    count: int,
+    read: Reader,
+    named: int | None,
+) -> pa.Table:
+    """Look at the ids themselves."""
+    if not count:
+        return CANDIDATES.empty_table()
+    num_parts = -(-count // _IDS_PER_TASK)
+    look = ray.remote(num_cpus=1, num_returns=num_parts, **_RETRIED)(_candidates)
+    decide = ray.remote(num_cpus=1, **_RETRIED)(_later)
+    found = []
+    for first, end, tables in zip(groups, [*groups[1:], len(holders)], suspects, strict=True):
+        if tables:
+            returned = look.remote(holders[first:end], first, read, num_parts, *tables)
+            found.append([returned] if num_parts == 1 else returned)
+    later = [decide.remote(named, *(of_group[part] for of_group in found)) for part in range(num_parts)]
+    return pa.concat_tables(ray.get(later)).sort_by([("ordinal", "ascending"), ("position", "ascending")])
+
+
+def _candidates(holders: Sequence[Holder], first: int, read: Reader, num_parts: int, *suspects: pa.Table) -> Any:
+    """The rows that suspects stand for (`CANDIDATES`), in tables by hash."""
+    together = pa.concat_tables(suspects)
+    ordinals, hashes = together["ordinal"].to_numpy(), together["hash"].to_numpy()
+    tables: list[list[pa.Table]] = [[CANDIDATES.empty_table()] for _ in range(num_parts)]
+    for ordinal in np.unique(ordinals):
+        wanted, start = np.unique(hashes[ordinals == ordinal]), 0
+        for ids in read(holders[ordinal - first]):
+            position = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
+            present = ids.drop_null()
+            hashed = hash_ids(present)
+            is_wanted = is_among(hashed, wanted)
+            for part in range(num_parts):
+                inside = is_wanted & (hashed % np.uint64(num_parts) == part)
+                places = start + position[inside]
+                columns = [present.filter(pa.array(inside)), np.full(len(places), ordinal), places]
+                tables[part].append(pa.table(columns, schema=CANDIDATES))
             start += len(ids)
-    schema = pa.schema([("ordinal", pa.int64()), ("position", pa.int64()), ("hash", pa.uint64())])
-    return pa.concat_tables(tables).cast(schema) if tables else schema.empty_table()
+    combined = tuple(pa.concat_tables(of_part).combine_chunks() for of_part in tables)
+    return combined if num_parts > 1 else combined[0]
 
 
-def _suspects_in(partition: int, num_partitions: int, blocks: list[ray.ObjectRef]) -> dict[int, list[int]]:
-    def parts() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        for ref in blocks:
-            table = ray.get(ref)
-            ordinals = table["ordinal"].to_numpy()
-            for ordinal in np.unique(ordinals):
-                inside = ordinals == ordinal
-                yield int(ordinal), table["position"].to_numpy()[inside], table["hash"].to_numpy()[inside]
-
-    return find_suspects(parts(), partition, num_partitions)
+def _later(named: int | None, *candidates: pa.Table) -> pa.Table:
+    later = later_occurrences(pa.concat_tables(candidates))
+    if named is None or later.num_rows <= named:
+        return later
+    ids = pa.concat_arrays([later["doc_id"].combine_chunks()[:named], pa.nulls(later.num_rows - named, pa.string())])
+    return later.set_column(0, CANDIDATES.field("doc_id"), ids)
 
 
-def _ids_at(
-    ordinal: int, part: Part, positions: list[int], dataset: Location, source: Source, keep: pa.Schema
-) -> list[tuple[str, Occurrence]]:
-    wanted, start, found = set(positions), 0, []
-    for ids in _ids(part, dataset, source, keep):
-        for position in wanted & set(range(start, start + len(ids))):
-            found.append((ids[position - start].as_py(), Occurrence(ordinal, position)))
-        start += len(ids)
-    return found
-
-
-def _ids(part: Part, dataset: Location, source: Source, keep: pa.Schema) -> Iterator[pa.Array]:
-    """Ids of a part in order; null where a row is rejected anyhow, or is not a document's first chunk."""
-    if part.committed is not None:
-        table = read_table(data_file(dataset, part.committed), ["doc_id", "chunk"])
+def _ids(holder: Holder, dataset: Location, source: Source, keep: pa.Schema) -> Iterator[pa.Array]:
+    """Ids of a holder in order; null where a row is rejected anyhow, or is not a document's first chunk."""
+    for key in holder.stored:
+        table = read_table(data_file(dataset, key), ["doc_id", "chunk"])
         yield pc.if_else(pc.equal(table["chunk"], 0), table["doc_id"], None).combine_chunks()
-        return
-    assert part.unit is not None
-    for rows in read_rows(part.unit, source, keep):
-        yield pc.if_else(pc.is_null(rows["reason"]), rows["doc_id"], None).combine_chunks()
+    if holder.unit is not None:
+        for rows in read_rows(holder.unit, source, keep):
+            yield pc.if_else(pc.is_null(rows["reason"]), rows["doc_id"], None).combine_chunks()
 
 
-def _part_from_dict(part: dict[str, object]) -> Part:
-    unit = part["unit"]
-    return Part(part["committed"], None if unit is None else unit_from_dict(unit))  # type: ignore[arg-type]  # JSON
+def _num_cpus() -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _complaint(later: dict[Occurrence, str]) -> str:
-    ids = list(dict.fromkeys(later.values()))
+def _complaint(later: pa.Table) -> str:
+    ids = later["doc_id"].drop_null().unique().to_pylist()
     shown = ", ".join(repr(doc_id) for doc_id in ids[:_SHOWN])
     return (
-        f"make the ids unique, or set source.duplicates to keep_first or keep_all: {len(later):,} rows have an id that "
-        f"came before ({shown}{', ...' if len(ids) > _SHOWN else ''})"
+        f"make the ids unique, or set source.duplicates to keep_first or keep_all: {later.num_rows:,} rows have an id "
+        f"that came before ({shown}{', ...' if len(ids) > _SHOWN or later.num_rows > _NAMED else ''})"
     )

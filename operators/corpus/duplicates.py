@@ -1,29 +1,18 @@
 """Find document ids that come more than once in a corpus too large for one process.
 
-The ids are hashed to 64 bits where they are read, and the hashes are compared partition by partition of the hash space,
-so memory is bounded by one partition (66 bytes an id at its peak) whatever the corpus. Equal hashes are suspects only:
-among a billion ids two different ones meet with a probability of 3 %, so the ids themselves decide.
+The ids are hashed to 64 bits where they are read. Hashes that come twice point out the rows that may be duplicates
+(operators.store.id_check); the ids of these rows decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-# Ids compared at once: 66 bytes each at the peak (measured), so a partition takes about 1.3 GB.
-IDS_PER_PARTITION = 20_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Occurrence:
-    """A place in the corpus: the `position`-th row (0-based, all rows counted) of the `ordinal`-th part."""
-
-    ordinal: int
-    position: int
+# A row that may be a duplicate: the `position`-th (0-based, all rows counted) of the `ordinal`-th place of the corpus.
+CANDIDATES = pa.schema([("doc_id", pa.string()), ("ordinal", pa.int64()), ("position", pa.int64())])
 
 
 def hash_ids(doc_ids: pa.Array) -> NDArray[np.uint64]:
@@ -35,39 +24,38 @@ def hash_ids(doc_ids: pa.Array) -> NDArray[np.uint64]:
     return hashes
 
 
-def find_suspects(
-    parts: Iterable[tuple[int, NDArray[np.int64], NDArray[np.uint64]]], partition: int, num_partitions: int
-) -> dict[int, list[int]]:
-    """Positions by ordinal of the rows whose hash, of those in this partition of the hash space, comes more than once.
-
-    Each part is its ordinal in source order, the positions of its rows, and their hashes.
-    """
-    hashes, ordinals, positions = [], [], []
-    for ordinal, positions_N, hashes_N in parts:
-        inside = hashes_N % np.uint64(num_partitions) == partition
-        hashes.append(hashes_N[inside])
-        positions.append(positions_N[inside])
-        ordinals.append(np.full(int(inside.sum()), ordinal, np.int64))
-    if not hashes:
-        return {}
-    all_hashes = np.concatenate(hashes)
-    order = np.argsort(all_hashes, kind="stable")
-    ordered = all_hashes[order]
-    same = ordered[1:] == ordered[:-1]
-    is_suspect = np.concatenate([same, [False]]) | np.concatenate([[False], same]) if len(ordered) else same
-    found: dict[int, list[int]] = {}
-    all_ordinals, all_positions = np.concatenate(ordinals), np.concatenate(positions)
-    for place in order[is_suspect]:
-        found.setdefault(int(all_ordinals[place]), []).append(int(all_positions[place]))
-    return {ordinal: sorted(places) for ordinal, places in found.items()}
+def repeated_hashes(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Of ascending hashes those that come more than once (a hash that comes three times comes twice here)."""
+    repeated: NDArray[np.uint64] = hashes[1:][hashes[1:] == hashes[:-1]]
+    return repeated
 
 
-def later_occurrences(ids: Iterable[tuple[str, Occurrence]]) -> dict[Occurrence, str]:
-    """Of suspects with their ids, those whose id came before in (ordinal, position) order, with the id."""
-    later: dict[Occurrence, str] = {}
-    seen: set[str] = set()
-    for doc_id, place in sorted(ids, key=lambda item: (item[1].ordinal, item[1].position)):
-        if doc_id in seen:
-            later[place] = doc_id
-        seen.add(doc_id)
-    return later
+def common_hashes(some: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hashes that stand in both of two ascending arrays."""
+    few, many = (some, others) if len(some) <= len(others) else (others, some)
+    if not len(few):
+        return few
+    place = np.searchsorted(many, few)
+    place[place == len(many)] = 0  # beyond the last: compared with the first, which is smaller
+    common: NDArray[np.uint64] = few[many[place] == few]
+    return common
+
+
+def is_among(hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """For each hash whether it is one of the `wanted` ones, which ascend."""
+    if not len(wanted):
+        return np.zeros(len(hashes), bool)
+    place = np.searchsorted(wanted, hashes)
+    place[place == len(wanted)] = 0
+    found: NDArray[np.bool_] = wanted[place] == hashes
+    return found
+
+
+def later_occurrences(candidates: pa.Table) -> pa.Table:
+    """Of `CANDIDATES` in any order those whose id came before in the order of (ordinal, position), in that order."""
+    ordered = candidates.sort_by([("doc_id", "ascending"), ("ordinal", "ascending"), ("position", "ascending")])
+    if ordered.num_rows < 2:
+        return candidates.schema.empty_table()
+    ids = ordered["doc_id"].combine_chunks()
+    is_later = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1))
+    return ordered.slice(1).filter(is_later).sort_by([("ordinal", "ascending"), ("position", "ascending")])

@@ -1,4 +1,4 @@
-"""Duplicate ids, partition by partition, against a dictionary."""
+"""Hashes of ids, and which of the rows that share one come later, against plain sets."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.corpus.duplicates import Occurrence, find_suspects, hash_ids, later_occurrences
+from operators.corpus.duplicates import (
+    CANDIDATES,
+    common_hashes,
+    hash_ids,
+    is_among,
+    later_occurrences,
+    repeated_hashes,
+)
+
+HASHES = st.lists(st.sampled_from([0, 1, 2, 5, 2**63, 2**64 - 1]), max_size=8)
 
 
-@given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=6), max_size=6), st.integers(1, 4))
-def test_every_later_occurrence_is_found_whatever_the_partitions(parts: list[list[str]], num_partitions: int) -> None:
-    hashed = [(i, np.arange(len(part)), hash_ids(pa.array(part, pa.string()))) for i, part in enumerate(parts)]
-    suspects = [
-        (parts[ordinal][position], Occurrence(ordinal, position))
-        for partition in range(num_partitions)
-        for ordinal, positions in find_suspects(iter(hashed), partition, num_partitions).items()
-        for position in positions
-    ]
-    expected, seen = {}, set()
-    for ordinal, part in enumerate(parts):
-        for position, doc_id in enumerate(part):
-            if doc_id in seen:
-                expected[Occurrence(ordinal, position)] = doc_id
-            seen.add(doc_id)
-    assert later_occurrences(suspects) == expected
+def candidates(rows: list[tuple[str, int, int]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [[], [], []]
+    return pa.table([pa.array(list(c), f.type) for c, f in zip(columns, CANDIDATES, strict=True)], schema=CANDIDATES)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(0, 9)), unique_by=lambda r: r[1:]))
+def test_later_ones_are_all_but_the_first_of_each_id(rows: list[tuple[str, int, int]]) -> None:
+    seen, expected = set(), []
+    for row in sorted(rows, key=lambda row: row[1:]):
+        if row[0] in seen:
+            expected.append(row)
+        seen.add(row[0])
+    assert [tuple(row.values()) for row in later_occurrences(candidates(rows)).to_pylist()] == expected
 
 
 def test_hashes_do_not_depend_on_the_process() -> None:
@@ -33,5 +39,13 @@ def test_hashes_do_not_depend_on_the_process() -> None:
 
 
 def test_ids_with_equal_hashes_are_told_apart() -> None:
-    places = [("one", Occurrence(0, 0)), ("other", Occurrence(1, 0)), ("one", Occurrence(2, 3))]
-    assert later_occurrences(places) == {Occurrence(2, 3): "one"}
+    later = later_occurrences(candidates([("one", 0, 0), ("other", 1, 0), ("one", 2, 3)]))
+    assert later.to_pylist() == [{"doc_id": "one", "ordinal": 2, "position": 3}]
+
+
+@given(HASHES, HASHES)
+def test_hashes_are_compared_as_sets_are(some: list[int], others: list[int]) -> None:
+    a, b = np.sort(np.array(some, np.uint64)), np.sort(np.array(others, np.uint64))
+    assert set(common_hashes(a, b).tolist()) == set(some) & set(others)
+    assert is_among(np.array(some, np.uint64), b).tolist() == [hash_ in others for hash_ in some]
+    assert set(repeated_hashes(a).tolist()) == {hash_ for hash_ in some if some.count(hash_) > 1}
