@@ -1,8 +1,9 @@
 """What grows in the driver of a job with the size of the corpus: the plan of an index update, ids, listed files.
 
     python -m benchmarks.driver_scale update [--fragments 5000 10000 50000]
+    python -m benchmarks.driver_scale ids [--millions 20 100 200]
 
-CPU seconds of one process and its peak memory; nothing is embedded or indexed.
+CPU seconds and peak memory; nothing is embedded or indexed.
 
 update  an index of shards of 256 fragments whose fragments are all gone, replaced by as many new ones: every file is
         one fragment, or one file has them all. Comparisons planned, what they find made up, and the update planned.
@@ -11,22 +12,37 @@ update  an index of shards of 256 fragments whose fragments are all gone, replac
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
+import os
 import resource
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from cluster.environment import ROOT, sane_environment
+from jobs.embedding.duplicates import Holder, find_later
 from operators.index.comparing import Comparison, ShardDiff, plan_comparisons
 from operators.index.snapshot import FragmentRows, IndexIdentity, IndexSnapshot, ShardRecord
 from operators.index.updating import Update, plan_update
+from operators.storage import Location
 from operators.store.fragments import FragmentRecord
+from operators.store.id_check import Role, cover, parts_of, suspects_in
+from operators.store.id_hashes import read_segments
 from operators.work.fragment import Extent, Fragment, SourceFile, Unit
 
 ROWS_PER_FRAGMENT, FRAGMENTS_PER_SHARD = 64, 256
 ROWS_PER_SHARD = ROWS_PER_FRAGMENT * FRAGMENTS_PER_SHARD
+IDS_PER_UNIT = 250_000
 
 
 def main() -> None:
@@ -35,8 +51,13 @@ def main() -> None:
     commands = parser.add_subparsers(dest="what", required=True)
     update = commands.add_parser("update")
     update.add_argument("--fragments", type=int, nargs="+", default=[5_000, 10_000, 50_000])
+    ids = commands.add_parser("ids")
+    ids.add_argument("--millions", type=int, nargs="+", default=[20, 100, 200])
     options = parser.parse_args()
-    measure_updates(options.fragments)
+    if options.what == "update":
+        measure_updates(options.fragments)
+    else:
+        measure_ids([millions * 1_000_000 for millions in options.millions])
 
 
 def measure_updates(counts: Sequence[int]) -> None:
@@ -133,6 +154,122 @@ def as_compared(plan: Comparison, num_files: int) -> ShardDiff:
     return ShardDiff(dead, dict.fromkeys(now.values(), rows), {old: (new,) for old, new in now.items()})
 
 
+def measure_ids(counts: Sequence[int]) -> None:
+    """Print what the id check takes for each number of ids, and for 1 % more."""
+    print(
+        "| ids | CPU us an id | wall s | peak MB a worker | driver | 1 % more: CPU s | wall s | peak MB a worker "
+        "| bytes read a stored id |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for count in counts:
+        with tempfile.TemporaryDirectory(prefix="bench-ids-") as folder:
+            first = apart(check_ids, folder, 0, count)
+            more = apart(check_ids, folder, count, count // 100)
+            read = apart(bytes_compared, folder, count, count // 100)
+        print(
+            f"| {count:,} | {first.cpu_seconds / count * 1e6:.2f} | {first.seconds:.0f} "
+            f"| {first.worker_bytes / 1e6:,.0f} | {first.driver_bytes / 1e6:,.0f} "
+            f"| {more.cpu_seconds:.1f} | {more.seconds:.0f} "
+            f"| {more.worker_bytes / 1e6:,.0f} | {read / count:.2f} |",
+            flush=True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check took."""
+
+    cpu_seconds: float  # of the workers
+    seconds: float
+    worker_bytes: int  # peak resident memory of the largest
+    driver_bytes: int
+
+
+def check_ids(folder: str, stored: int, new: int) -> Checked:
+    """Check `new` ids beside `stored` ones whose hashes are in the folder already."""
+    sane_environment()
+    import ray
+
+    os.environ["PYTHONPATH"] = str(ROOT)
+    ray.init(num_cpus=2, object_store_memory=80 << 20, log_to_driver=False, include_dashboard=False)
+    holders = [*holders_of(0, stored), *holders_of(stored, new)]
+    roles: list[Role] = ["stored"] * (len(holders) - len(holders_of(stored, new)))
+    roles += ["pending"] * (len(holders) - len(roles))
+    started = time.perf_counter()
+    with watched_workers() as watched:
+        later = find_later(Location(folder), holders, roles, generated, 5)
+    assert not later.num_rows, "every id is there once"
+    seconds = time.perf_counter() - started
+    ray.shutdown()
+    return Checked(sum(watched.cpu_seconds.values()), seconds, max(watched.peak_bytes.values()), peak_bytes())
+
+
+def bytes_compared(folder: str, stored: int, new: int) -> int:
+    """Bytes that finding and comparing the hashes reads."""
+    roles: dict[str, Role] = {holder.digest: "stored" for holder in holders_of(0, stored)}
+    roles |= {holder.digest: "pending" for holder in holders_of(stored, new)}
+    dataset, before = Location(folder), bytes_read()
+    uses, missing = cover([segment for _, segment in read_segments(dataset) if segment is not None], roles)
+    assert not missing, "both checks have written theirs"
+    for part in parts_of(uses, 8):
+        assert not suspects_in(dataset, uses, part).num_rows
+    return bytes_read() - before
+
+
+def holders_of(first: int, count: int) -> list[Holder]:
+    """Units of the ids [first, first + count); what they hold is in the digest."""
+    edges = [*range(first, first + count, IDS_PER_UNIT), first + count]
+    return [Holder(f"{a:012d}{b:012d}", (), None, IDS_PER_UNIT * 500) for a, b in itertools.pairwise(edges)]
+
+
+def generated(holder: Holder) -> Iterator[pa.Array]:
+    """The ids of a unit, some thousand at a time."""
+    first, end = int(holder.digest[:12]), int(holder.digest[12:])
+    for start in range(first, end, 50_000):
+        numbers = pa.array(np.arange(start, min(start + 50_000, end))).cast(pa.string())
+        yield pc.binary_join_element_wise("document-", numbers, "")
+
+
+@dataclass
+class Watched:
+    """Peaks by process, and CPU seconds since watching began."""
+
+    peak_bytes: dict[int, int]
+    cpu_seconds: dict[int, float]
+
+
+@contextmanager
+def watched_workers() -> Iterator[Watched]:
+    """Follow Ray's worker processes below this one."""
+    watched, done = Watched({}, {}), threading.Event()
+    first: dict[int, float] = {}
+
+    def look() -> None:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if process.name().startswith("ray::"):
+                    used = sum(process.cpu_times()[:2])
+                    watched.cpu_seconds[process.pid] = used - first.setdefault(process.pid, used)
+                    watched.peak_bytes[process.pid] = max(
+                        watched.peak_bytes.get(process.pid, 0), process.memory_info().rss
+                    )
+
+    def follow() -> None:
+        while not done.wait(0.1):
+            look()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    yield watched
+    look()
+    done.set()
+    thread.join()
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read from files."""
+    return int(psutil.Process().io_counters().read_chars)
+
+
 def apart(measure: Callable[..., Any], *arguments: Any) -> Any:
     """Run a measurement in a fresh process, so that no other has raised the peak of its memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -145,4 +282,6 @@ def peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks import driver_scale  # by the name under which worker processes find its functions
+
+    driver_scale.main()
