@@ -67,7 +67,7 @@ class Source(BaseModel):
     )
     duplicates: Literal["error", "keep_first", "keep_all"] = Field(
         default="error",
-        description="a document id that comes twice: stop before anything is written, keep the first and reject the "
+        description="a document id that comes twice: stop before anything is embedded, keep the first and reject the "
         "others, or embed them all",
     )
     rows_per_fragment: int = Field(

@@ -4,6 +4,7 @@ OUT/dataset.json               the identity: created once, by whichever run come
 OUT/snapshots/00000001.parquet  one row a fragment (operators.store.snapshots)
 OUT/data/<key>.parquet          the vectors, dense, sparse or both (operators.store.fragments)
 OUT/rejected/<key>.parquet      the rows that got no vector, with reasons
+OUT/ids/<key>.parquet           hashes of the document ids (operators.store.id_hashes)
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.corpus.duplicates import common_hashes, is_among, repeated_hashes
-from operators.storage import Location, open_input
-from operators.store.id_hashes import BUCKETS, Hashes, Segment, SegmentReader, buckets_of, segment_file
+from operators.storage import Location
+from operators.store.id_hashes import BUCKETS, Hashes, Segment, buckets_of, open_segment
 
 # checked: its ids must stand nowhere else; pending: checked, and none of its rows is embedded yet
 Role = Literal["stored", "checked", "pending"]
 _ABSENT, _STORED, _CHECKED = 0, 1, 2
-# Checked ids compared at once: some 50 bytes each at the peak, so that a process takes 400 MB beside what it is.
-IDS_PER_PART = 8 << 20
+# Checked ids compared at once: some 30 bytes each at the peak.
+IDS_PER_PART = 4 << 20
 SUSPECTS = pa.schema([("segment", pa.int32()), ("piece", pa.uint16()), ("hash", pa.uint64())])
 
 
@@ -105,8 +105,7 @@ def suspects_in(dataset: Location, uses: Sequence[Use], part: range) -> pa.Table
     buckets = _distinct_buckets(checked)
     for use in uses:
         if not use.has_checked and (groups := _groups_with(use.segment, buckets, part)):
-            with open_input(segment_file(dataset, use.segment.key)) as stream:
-                found.append(common_hashes(SegmentReader(stream, use.segment).hashes(groups), checked))
+            found.append(_common_with(dataset, use, checked, groups))
     suspects = np.unique(np.concatenate(found))
     del checked
     buckets = _distinct_buckets(suspects)
@@ -118,13 +117,23 @@ def suspects_in(dataset: Location, uses: Sequence[Use], part: range) -> pa.Table
 def _with_roles(dataset: Location, use: Use, part: range) -> tuple[NDArray[np.uint8] | None, Hashes]:
     """The hashes of a segment in a part with the role of each, None where all are checked."""
     groups = use.segment.row_groups(part.start, part.stop)
-    with open_input(segment_file(dataset, use.segment.key)) as stream:
-        reader = SegmentReader(stream, use.segment)
+    with open_segment(dataset, use.segment) as reader:
         hashes = reader.hashes(groups)
         inside = _inside(hashes, part)
         if use.is_uniform:
             return None, hashes[inside]
         return np.frombuffer(use.roles, np.uint8)[reader.pieces(groups)[inside]], hashes[inside]
+
+
+def _common_with(dataset: Location, use: Use, checked: Hashes, groups: Sequence[int]) -> Hashes:
+    """The checked hashes that a stored piece has too; a file that changed leaves pieces of the same ids behind."""
+    with open_segment(dataset, use.segment) as reader:
+        hashes = reader.hashes(groups)
+        common = common_hashes(hashes, checked)
+        if not len(common) or _ABSENT not in use.roles:
+            return common
+        roles = np.frombuffer(use.roles, np.uint8)[reader.pieces(groups)]
+        return common_hashes(hashes[roles == _STORED], checked)
 
 
 def _places(
@@ -134,8 +143,7 @@ def _places(
     groups = _groups_with(use.segment, buckets, part)
     if not groups:
         return SUSPECTS.empty_table()
-    with open_input(segment_file(dataset, use.segment.key)) as stream:
-        reader = SegmentReader(stream, use.segment)
+    with open_segment(dataset, use.segment) as reader:
         hashes = reader.hashes(groups)
         is_suspect = is_among(hashes, suspects)
         if not is_suspect.any():

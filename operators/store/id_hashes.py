@@ -17,6 +17,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from operators.errors import InputError
 from operators.storage import FileInfo, Location, list_folder, open_input, write_whole
 
 logger = logging.getLogger(__name__)
@@ -174,8 +176,21 @@ def _read(dataset: Location, info: FileInfo) -> Segment | None:
         return None
 
 
+@contextmanager
+def open_segment(dataset: Location, segment: Segment) -> Iterator[SegmentReader]:
+    """A segment of which parts are read; InputError where it is damaged."""
+    location = segment_file(dataset, segment.key)
+    try:
+        with open_input(location) as stream:
+            yield SegmentReader(stream, segment)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the storage; Arrow's own have none
+            raise
+        raise InputError(f"remove {location} and run again: it is damaged ({error}), and is made anew") from error
+
+
 class SegmentReader:
-    """An open segment, of which parts are read."""
+    """An open segment."""
 
     def __init__(self, stream: BinaryIO, segment: Segment) -> None:
         self._file = pq.ParquetFile(stream, page_checksum_verification=True)

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from operators.errors import InputError
 from operators.storage import Location, delete, delete_folder, locate
 from operators.store.id_check import Role, Use, cover, parts_of, suspects_in
 from operators.store.id_hashes import (
     BUCKETS,
     Hashes,
     Segment,
-    SegmentReader,
     buckets_of,
+    open_segment,
     read_segments,
     segment_file,
     write_segments,
@@ -118,6 +119,18 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path, damage: bytes | None) -> 
     assert len(segments_of(dataset)) == 1
 
 
+def test_damaged_hashes_are_told_from_others(tmp_path: Path) -> None:
+    dataset = Location(str(tmp_path))
+    written(dataset, {"a": [5, 1]})
+    (path,) = (tmp_path / "ids").iterdir()
+    content = bytearray(path.read_bytes())
+    content[30] ^= 1
+    path.write_bytes(content)
+    uses, _ = cover(segments_of(dataset), {"a": "checked"})
+    with pytest.raises(InputError, match=f"remove {path} and run again: it is damaged"):
+        suspects_in(dataset, uses, range(BUCKETS))
+
+
 def test_a_part_of_the_hash_space_is_read_without_the_rest(tmp_path: Path) -> None:
     """A committed segment of 200,000 ids, a single new id: one row group of hashes is read."""
     dataset, rng = Location(str(tmp_path)), np.random.default_rng(0)
@@ -129,8 +142,7 @@ def test_a_part_of_the_hash_space_is_read_without_the_rest(tmp_path: Path) -> No
     assert len(old.groups) == BUCKETS // old.width > 4
     group = old.row_groups(int(buckets_of(every[:1])[0]), int(buckets_of(every[:1])[0]) + 1)
     assert len(group) == 1
-    with open(segment_file(dataset, old.key).path, "rb") as stream:
-        reader = SegmentReader(stream, old)
+    with open_segment(dataset, old) as reader:
         assert every[0] in reader.hashes(group)
         np.testing.assert_array_equal(reader.hashes(range(len(old.groups))), np.sort(every))
     assert found_in(dataset, uses, 1, 100) == {("old", int(every[0])), ("new", int(every[0]))}

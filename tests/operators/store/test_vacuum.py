@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from operators.storage import Location
 from operators.store.fragments import FragmentRecord, data_file
+from operators.store.id_hashes import write_segments
 from operators.store.snapshots import publish, snapshot_numbers
 from operators.store.vacuum import orphans, vacuum
 from tests.operators.store.stored_fragments import make_dataset, make_identity
@@ -57,6 +59,22 @@ def test_a_look_deletes_nothing(tmp_path: Path) -> None:
     found = {Path(info.url).stem for info in orphans(dataset, 1, NOW)}
     assert found == {records[0].key, records[5].key}
     assert present(dataset, "data") == {record.key for record in records}
+
+
+def test_hashes_stay_while_a_kept_snapshot_has_a_unit_of_theirs(tmp_path: Path) -> None:
+    dataset, records = aged_dataset(tmp_path)
+    unit = records[0].fragment.unit.digest
+    hashes = [np.array([1, 2], np.uint64)]
+    (needed,) = write_segments(dataset, [(unit, hashes), ("gone", hashes)], True)
+    (same,) = write_segments(dataset, [(unit, hashes)], True)
+    (gone,) = write_segments(dataset, [("gone", hashes)], True)
+    (tmp_path / "vectors" / "ids" / "damaged.parquet").write_bytes(b"no parquet")
+    for path in (tmp_path / "vectors" / "ids").iterdir():
+        os.utime(path, (NOW - 3600, NOW - 3600))
+    vacuum(dataset, 9, NOW - 7200)
+    assert present(dataset, "ids") == {needed.key, same.key, gone.key, "damaged"}
+    vacuum(dataset, 9, NOW)
+    assert len(present(dataset, "ids") & {needed.key, same.key}) == len(present(dataset, "ids")) == 1
 
 
 def test_an_empty_dataset(tmp_path: Path) -> None:
