@@ -2,6 +2,7 @@
 
     python -m benchmarks.driver_scale update [--fragments 5000 10000 50000]
     python -m benchmarks.driver_scale ids [--millions 20 100 200]
+    python -m benchmarks.driver_scale files [--files 1000000] [--folder /dev/shm]
 
 CPU seconds and peak memory; nothing is embedded or indexed.
 
@@ -31,6 +32,9 @@ import pyarrow.compute as pc
 
 from cluster.environment import ROOT, sane_environment
 from jobs.embedding.duplicates import Holder, find_later
+from operators.corpus.listing import list_source
+from operators.corpus.source import Source
+from operators.corpus.units import PACK_BELOW_BYTES, plan_units
 from operators.index.comparing import Comparison, ShardDiff, plan_comparisons
 from operators.index.snapshot import FragmentRows, IndexIdentity, IndexSnapshot, ShardRecord
 from operators.index.updating import Update, plan_update
@@ -39,6 +43,7 @@ from operators.store.fragments import FragmentRecord
 from operators.store.id_check import Role, cover, parts_of, suspects_in
 from operators.store.id_hashes import read_segments
 from operators.work.fragment import Extent, Fragment, SourceFile, Unit
+from operators.work.packed_units import PackedUnits
 
 ROWS_PER_FRAGMENT, FRAGMENTS_PER_SHARD = 64, 256
 ROWS_PER_SHARD = ROWS_PER_FRAGMENT * FRAGMENTS_PER_SHARD
@@ -53,9 +58,14 @@ def main() -> None:
     update.add_argument("--fragments", type=int, nargs="+", default=[5_000, 10_000, 50_000])
     ids = commands.add_parser("ids")
     ids.add_argument("--millions", type=int, nargs="+", default=[20, 100, 200])
+    files = commands.add_parser("files")
+    files.add_argument("--files", type=int, default=1_000_000)
+    files.add_argument("--folder", help="where the files are made; as much memory as a tmpfs takes for them")
     options = parser.parse_args()
     if options.what == "update":
         measure_updates(options.fragments)
+    elif options.what == "files":
+        measure_files(options.files, options.folder)
     else:
         measure_ids([millions * 1_000_000 for millions in options.millions])
 
@@ -213,6 +223,49 @@ def bytes_compared(folder: str, stored: int, new: int) -> int:
     for part in parts_of(uses, 8):
         assert not suspects_in(dataset, uses, part).num_rows
     return bytes_read() - before
+
+
+def measure_files(count: int, folder: str | None) -> None:
+    """Print what listing and planning files takes."""
+    print(
+        "| files | bytes each | units | listed, us | listed and planned, us | bytes a file |\n|---|---|---|---|---|---|"
+    )
+    for size in (100_000, 2_000):
+        with tempfile.TemporaryDirectory(prefix="bench-files-", dir=folder) as root:
+            for number in range(count):
+                if number % 1000 == 0:
+                    os.mkdir(f"{root}/part-{number // 1000:05d}")
+                path = f"{root}/part-{number // 1000:05d}/file-{number:08d}.jsonl"
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+                os.truncate(path, size)
+            listed = apart(list_files, root)
+            units, planned, grown = apart(plan_files, root)
+        print(
+            f"| {count:,} | {size:,} | {units:,} | {listed / count * 1e6:.1f} | {planned / count * 1e6:.1f} "
+            f"| {grown / count:.0f} |",
+            flush=True,
+        )
+
+
+def list_files(root: str) -> float:
+    """CPU seconds of listing alone."""
+    started = time.process_time()
+    for _ in list_source(Source(path=root, id="id")):
+        pass
+    return time.process_time() - started
+
+
+def plan_files(root: str) -> tuple[int, float, int]:
+    """Units, CPU seconds of listing and planning, and bytes that the process holds for them."""
+    source = Source(path=root, id="id")
+    before, started = resident_bytes(), time.process_time()
+    units = PackedUnits(plan_units(list_source(source), source, (), PACK_BELOW_BYTES, {}))
+    return len(units), time.process_time() - started, resident_bytes() - before
+
+
+def resident_bytes() -> int:
+    """Resident memory now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def holders_of(first: int, count: int) -> list[Holder]:

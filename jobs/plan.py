@@ -10,6 +10,7 @@ The config of `train` is planned on paper: memory and time for several numbers o
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,9 +68,9 @@ def run(config: Config | TrainConfig) -> int:
 
 
 def _estimate(
-    config: Config, spec: EmbedderSpec, identity: Identity, units: tuple[Unit, ...], hardware: Hardware | None
+    config: Config, spec: EmbedderSpec, identity: Identity, units: Sequence[Unit], hardware: Hardware | None
 ) -> Estimate:
-    sizes = np.array([unit.size_bytes for unit in units])
+    sizes = np.fromiter((unit.size_bytes for unit in units), np.int64, len(units))
     draw = choose_units(sizes, config.plan.sample_units, config.plan.seed)
     rows_to_read = [int(rows) for rows in draw.rows_to_read(sizes, config.plan.sample_rows)]
     samples, reading = _sample(config, spec, identity, [units[index] for index in draw.indices_D], rows_to_read)
@@ -84,7 +85,8 @@ def _estimate(
         reading=reading,
         sparse_entries=sparse.most_entries if sparse is not None else None,
     )
-    num_files = len({extent.file for unit in units for extent in unit.extents})
+    # those of one file stand together
+    num_files = sum(1 for _ in itertools.groupby(extent.file.path for unit in units for extent in unit.extents))
     plan = estimate_run(samples, draw, setting, num_files, hardware)
     if sparse is None or sparse.is_bounded:
         return plan

@@ -9,8 +9,16 @@ from jobs.embedding.config import EmbedConfig
 from operators.corpus.units import plan_units
 from operators.storage import Location, list_folder
 from operators.store.fragments import FragmentRecord
-from operators.store.snapshots import Snapshot, latest_snapshot, whole_files, whole_units, written_fragments
+from operators.store.snapshots import (
+    Snapshot,
+    latest_snapshot,
+    unit_of_file,
+    whole_files,
+    whole_units,
+    written_fragments,
+)
 from operators.work.fragment import SourceFile, Unit
+from operators.work.packed_units import PackedUnits
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +26,14 @@ class Backlog:
     """The units of the source, in order, and which fragments of them are on storage."""
 
     snapshot: Snapshot
-    units: tuple[Unit, ...]
+    units: Sequence[Unit]
     records: dict[str, FragmentRecord]  # by key; of these units alone
 
     @property
-    def pending(self) -> tuple[Unit, ...]:
+    def pending(self) -> Sequence[Unit]:
         """Units of which a part is missing."""
         whole = whole_units(self.records.values())
-        return tuple(unit for unit in self.units if unit.digest not in whole)
+        return PackedUnits(unit for unit in self.units if unit.digest not in whole) if whole else self.units
 
     @property
     def complete(self) -> tuple[FragmentRecord, ...]:
@@ -56,10 +64,12 @@ def find_backlog(dataset: Location, config: EmbedConfig, files: Iterator[SourceF
     committed = {r.key: r for r in snapshot.records if sizes.get(f"{r.key}.parquet") == r.bytes}
     keep = config.output.keep
     known = whole_files(committed.values(), config.source.reading(keep))
-    units = tuple(plan_units(files, config.source, keep, pack_below_bytes, known))
-    wanted = {unit.digest for unit in units}
+    units = PackedUnits(plan_units(files, config.source, keep, pack_below_bytes, known))
+    known_digests = {record.fragment.unit.digest for record in committed.values()}
+    wanted = {unit.digest for unit in units if unit.digest in known_digests} if known_digests else set()
     records = {key: record for key, record in committed.items() if record.fragment.unit.digest in wanted}
     backlog = Backlog(snapshot, units, records)
-    unfinished = [unit.digest for unit in backlog.pending]
     # Fragments that a run wrote before it died, or that another run is writing now, are in no snapshot yet.
+    strays = {unit_of_file(name) for name in sizes if name.removesuffix(".parquet") not in committed}
+    unfinished = [unit.digest for unit in backlog.pending if unit.digest in strays] if strays else []
     return backlog.with_records(list(written_fragments(dataset, unfinished).values())) if unfinished else backlog

@@ -193,14 +193,11 @@ def fill_template(template: str, values: dict[str, str]) -> str:
 
 def format_of(path: str, declared: str) -> tuple[Format, str | None] | None:
     """The format and compression ("gzip", "zstd" or None) of a file, or None where its name tells neither."""
-    name = path.lower()
-    compression = None
-    for ending, codec in COMPRESSIONS.items():
-        if name.endswith(ending):
-            name, compression = name[: -len(ending)], codec
+    name, dot, ending = path.lower().rpartition(".")
+    compression = COMPRESSIONS.get(dot + ending)
+    if compression is not None:
+        name, dot, ending = name.rpartition(".")
     if declared != "auto":
         return declared, compression  # type: ignore[return-value]  # pydantic checked the literal
-    for ending, kind in _EXTENSIONS.items():
-        if name.endswith(ending):
-            return kind, compression
-    return None
+    kind = _EXTENSIONS.get(dot + ending)
+    return None if kind is None else (kind, compression)

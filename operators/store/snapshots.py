@@ -105,7 +105,9 @@ def written_fragments(dataset: Location, units: Iterable[str]) -> dict[str, Frag
     """
     wanted = frozenset(units)
     found = [
-        info for info in list_folder(dataset / "data") if info.url.endswith(".parquet") and _unit_of(info.url) in wanted
+        info
+        for info in list_folder(dataset / "data")
+        if info.url.endswith(".parquet") and unit_of_file(info.url) in wanted
     ]
     with ThreadPoolExecutor(32, thread_name_prefix="records") as threads:
         records = threads.map(lambda info: _readable_record(dataset / "data" / info.url.rsplit("/", 1)[-1]), found)
@@ -153,7 +155,8 @@ def whole_files(records: Iterable[FragmentRecord], reading: str) -> dict[SourceF
     return covered
 
 
-def _unit_of(url: str) -> str:
+def unit_of_file(url: str) -> str:
+    """The digest of the unit that a data file has a fragment of."""
     return url.rsplit("/", 1)[-1].rsplit("-", 1)[0]
 
 
