@@ -65,6 +65,15 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in _DEFAULTS.items()}
 
 
+def expected_cpus(local_cpus: int | None) -> int | None:
+    """The CPUs of the Ray that this job will start itself; None where it joins a cluster, which says so only then."""
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
+        return None
+    return local_cpus or max(
+        2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+
+
 def enter_base_directory() -> None:
     """Go to the folder that relative paths of a config are relative to: where the user typed the command.
 

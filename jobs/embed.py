@@ -14,8 +14,9 @@ import logging
 from cluster.session import connect
 from jobs.embedding.backlog import Backlog, find_backlog
 from jobs.embedding.config import EmbedConfig as Config
-from jobs.embedding.identity import RECIPES, identify
-from jobs.embedding.outcome import RunLog, check_gates, store_config
+from jobs.embedding.identity import RECIPES, cut_as, identify
+from jobs.embedding.outcome import RunLog, check_gates, store_config, stored_plan
+from jobs.embedding.watching import CHECKING_IDS, LISTING, STARTING_RAY, RunProgress
 from operators.corpus.listing import list_source
 from operators.corpus.units import choose_pack_below
 from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
@@ -31,12 +32,17 @@ def run(config: Config) -> int:
     """Embed what is missing, publish a snapshot, write the report; returns the exit code."""
     spec = embedder_spec(config.model, config.embedder, RECIPES)
     dataset = locate(config.output.path, config.output.storage_options)
-    pack_below_bytes, files = choose_pack_below(list_source(config.source), config.source)
-    identity, files = identify(config, spec, dataset, pack_below_bytes, files)
-    backlog = find_backlog(dataset, config, files, identity.pack_below_bytes)
-    log = RunLog(config, spec, dataset, backlog)
-    if backlog.pending:
-        backlog = _embed_pending(config, spec, dataset, identity, backlog, log)
+    log = RunLog(config, spec, dataset)
+    with log.progress() as progress:
+        progress.phase(LISTING)
+        pack_below_bytes, files = choose_pack_below(list_source(config.source), config.source)
+        identity, files = identify(config, spec, dataset, pack_below_bytes, files)
+        settled = cut_as(config, identity)
+        todo = find_backlog(dataset, settled, files, identity)
+        log.settle(settled, todo)
+        backlog = _embed_pending(settled, spec, dataset, identity, todo, progress) if todo.pending else todo
+    if backlog is None:
+        return run(config)
     if backlog.snapshot.number and backlog.snapshot.keys == {record.key for record in backlog.complete}:
         log.nothing_to_do()
         return check_gates(config, backlog.complete)
@@ -46,29 +52,37 @@ def run(config: Config) -> int:
 
 
 def _embed_pending(
-    config: Config, spec: EmbedderSpec, dataset: Location, identity: Identity, backlog: Backlog, log: RunLog
-) -> Backlog:
-    """Run the pipeline over the pending units on Ray; returns the backlog with everything whole."""
+    config: Config, spec: EmbedderSpec, dataset: Location, identity: Identity, backlog: Backlog, progress: RunProgress
+) -> Backlog | None:
+    """Run the pipeline over the pending units on Ray; returns the backlog with everything whole.
+
+    None where another run began the same output just now and cuts it otherwise.
+    """
+    progress.phase(STARTING_RAY)
     with connect(local_cpus=config.compute.local_cpus) as session:
         # Imported here: torch takes seconds, and a run with nothing to do needs none of it.
+        from jobs.embedding.board import RemoteLedger
         from jobs.embedding.duplicates import duplicate_positions
         from jobs.embedding.pipeline import calibrate_scale, embed_units
-        from jobs.embedding.workers import RemoteLedger, Setup, Work
+        from jobs.embedding.workers import Setup, Work
 
+        progress.phase(CHECKING_IDS)
         duplicates = duplicate_positions(config, dataset, identity, backlog)
         if identity.dtype == "int8" and identity.scale is None:
             scale = calibrate_scale(config, spec, identity.keep, backlog.pending)
             identity = dataclasses.replace(identity, scale=scale)
-        identity = claim_identity(dataset, identity)
+        planned, identity = identity, claim_identity(dataset, identity)
+        if identity.cut != planned.cut:
+            return None
         store_config(config, dataset, identity)
         parts = backlog.parts()
         work = [Work(unit, parts.get(unit.digest, ()), duplicates.get(unit.digest, ())) for unit in backlog.pending]
         setup = Setup(config, spec, identity, dataset, RemoteLedger())
         done: list[FragmentRecord] = []
-        with log.progress(session) as count:
+        with progress.watching(backlog, setup.ledger, config.compute, session, stored_plan(dataset)):
             for record, counts in embed_units(work, setup):
                 done.append(record)
-                count(record, counts)
+                progress.count(record, counts)
     backlog = backlog.with_records(done)
     assert not backlog.pending, f"the pipeline ended with {len(backlog.pending)} units unfinished: run again"
     return backlog

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from jobs.embedding.backlog import find_backlog
 from jobs.embedding.config import EmbedConfig as Config
-from jobs.embedding.identity import RECIPES, identify
+from jobs.embedding.identity import RECIPES, cut_as, identify
 from jobs.embedding.outcome import public_config
 from jobs.training.config import TrainConfig
 from operators.corpus.chunking_config import check_fits
@@ -57,7 +57,8 @@ def run(config: Config | TrainConfig) -> int:
     dataset = locate(config.output.path, config.output.storage_options)
     pack_below_bytes, files = choose_pack_below(list_source(config.source), config.source)
     identity, files = identify(config, spec, dataset, pack_below_bytes, files)
-    backlog = find_backlog(dataset, config, files, identity.pack_below_bytes)
+    config = cut_as(config, identity)
+    backlog = find_backlog(dataset, config, files, identity)
     plan = _estimate(config, spec, identity, backlog.units, _hardware(config))
     write_whole(dataset / "plan.json", plan.to_json().encode())
     write_whole(dataset / "plan.html", plan_page(plan, public_config(config)).encode())
@@ -77,7 +78,7 @@ def _estimate(
     sparse = spec.recipe.sparse
     setting = Setting(
         dim=identity.dim,
-        fragment_rows=config.source.rows_per_fragment,
+        fragment_rows=config.source.max_rows,
         batch_tokens=_batch_tokens(config, spec),
         flops=flops_of(spec, config.source.image is not None)
         if hardware is not None and hardware.peak_tflops

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from cluster.session import connect
 from jobs.embedding.backlog import Backlog, find_backlog
 from jobs.embedding.config import EmbedConfig as Config
-from jobs.embedding.identity import RECIPES, identify
+from jobs.embedding.identity import RECIPES, cut_as, identify
 from operators.corpus.listing import list_source
 from operators.embedder.recipe.spec import embedder_spec
 from operators.errors import InputError
@@ -36,7 +36,8 @@ def run(config: Config) -> int:
     if present is None:
         raise InputError(f"run embed first: there is no embeddings dataset at {dataset.url}")
     identity, files = identify(config, spec, dataset, present.pack_below_bytes, list_source(config.source))
-    backlog = find_backlog(dataset, config, files, identity.pack_below_bytes)
+    config = cut_as(config, identity)
+    backlog = find_backlog(dataset, config, files, identity)
     if not backlog.snapshot.number:
         raise InputError(f"run embed first: {dataset.url} has no snapshot yet")
     problems = [*_listing_problems(backlog), *_visible_orphans(dataset)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jobs.embedding.config import EmbedConfig
 from operators.corpus.units import plan_units
 from operators.storage import Location, list_folder
+from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord
 from operators.store.snapshots import (
     Snapshot,
@@ -54,7 +55,7 @@ class Backlog:
         return Backlog(self.snapshot, self.units, {**self.records, **{record.key: record for record in records}})
 
 
-def find_backlog(dataset: Location, config: EmbedConfig, files: Iterator[SourceFile], pack_below_bytes: int) -> Backlog:
+def find_backlog(dataset: Location, config: EmbedConfig, files: Iterator[SourceFile], identity: Identity) -> Backlog:
     """Compare the listing with the dataset; opens only files that have to be split and are not whole yet.
 
     A committed fragment whose file is gone or of another size counts as missing: it is done again.
@@ -64,7 +65,9 @@ def find_backlog(dataset: Location, config: EmbedConfig, files: Iterator[SourceF
     committed = {r.key: r for r in snapshot.records if sizes.get(f"{r.key}.parquet") == r.bytes}
     keep = config.output.keep
     known = whole_files(committed.values(), config.source.reading(keep))
-    units = PackedUnits(plan_units(files, config.source, keep, pack_below_bytes, known))
+    units = PackedUnits(
+        plan_units(files, config.source, keep, identity.pack_below_bytes, known, even_packs=identity.fragment_rows > 0)
+    )
     known_digests = {record.fragment.unit.digest for record in committed.values()}
     wanted = {unit.digest for unit in units if unit.digest in known_digests} if known_digests else set()
     records = {key: record for key, record in committed.items() if record.fragment.unit.digest in wanted}

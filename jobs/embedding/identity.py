@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.embedding.config import EmbedConfig
+from jobs.embedding.cutting import fragment_size
 from operators.corpus.chunking_config import CHUNKER_VERSION
 from operators.corpus.inspect import inspect_source
 from operators.embedder.recipe.fingerprint import mapping_digest
@@ -30,7 +32,8 @@ def identify(
     """The identity of the output, and the listing unharmed.
 
     An output that exists keeps its own; raises InputError where it belongs to another model or other settings. For a
-    new one the head of the source is opened, to check the columns and learn the types of the kept ones.
+    new one the head of the source is opened, to check the columns, learn the types of the kept ones and choose the size
+    of fragments.
     """
     if config.chunking.late:
         check_late(spec)
@@ -42,9 +45,20 @@ def identify(
     head = list(itertools.islice(files, _FILES_TO_INSPECT))
     keep = inspect_source(head, config.source, config.output.keep)
     wanted = _identity(config, spec, encode_schema(keep), pack_below_bytes)
+    files = itertools.chain(head, files)
     if present is not None:
         check_identity(dataset, present, wanted)
-    return wanted, itertools.chain(head, files)
+        return wanted, files
+    size, files = fragment_size(config, spec, files)
+    return dataclasses.replace(wanted, fragment_rows=size.rows, fragment_bytes=size.bytes), files
+
+
+def cut_as(config: EmbedConfig, identity: Identity) -> EmbedConfig:
+    """The config with the fragments of an output, where it does not say itself how large they are."""
+    if config.source.is_cut_by_config or not identity.fragment_rows:
+        return config
+    size = {"rows_per_fragment": identity.fragment_rows, "bytes_per_fragment": identity.fragment_bytes}
+    return config.model_copy(update={"source": config.source.model_copy(update=size)})
 
 
 def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_below_bytes: int) -> Identity:
@@ -77,9 +91,9 @@ def _check_images(config: EmbedConfig, spec: EmbedderSpec) -> None:
     if config.chunking.tokens is not None:
         raise InputError("leave out chunking.tokens: with source.image a row is embedded whole")
     fitting = MOST_PIXEL_BYTES // vision_facts(verified_folder(spec, weights=False), spec.recipe.kind).max_pixel_bytes
-    if config.source.rows_per_fragment > fitting:
+    if config.source.max_rows > fitting:
         raise InputError(
-            f"set source.rows_per_fragment to {fitting} or less: {config.source.rows_per_fragment} images for "
+            f"set source.rows_per_fragment to {fitting} or less: {config.source.max_rows} images for "
             f"{spec.model} could take more than {MOST_PIXEL_BYTES >> 20} MB between the stages"
         )
 

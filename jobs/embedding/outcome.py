@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import yaml
 
-from cluster.progress import Progress
-from cluster.session import Session
 from jobs.embedding.backlog import Backlog
 from jobs.embedding.config import EmbedConfig
+from jobs.embedding.watching import RunProgress
 from operators.embedder.recipe.spec import EmbedderSpec
 from operators.errors import GateMissed
 from operators.planning.estimate import Estimate, mfu_of
@@ -63,32 +61,27 @@ def check_gates(config: EmbedConfig, records: Sequence[FragmentRecord]) -> int:
 class RunLog:
     """Follows one run: progress while it goes on, the summary and the report at its end."""
 
-    def __init__(self, config: EmbedConfig, spec: EmbedderSpec, dataset: Location, backlog: Backlog) -> None:
-        self._config, self._spec, self._dataset, self._backlog = config, spec, dataset, backlog
+    def __init__(self, config: EmbedConfig, spec: EmbedderSpec, dataset: Location) -> None:
+        self._config, self._spec, self._dataset = config, spec, dataset
         self._started, self._clock = datetime.now(UTC), time.monotonic()
+        self._backlog = Backlog(Snapshot(0, ()), (), {})
         self._counts: list[Counts] = []
         self._points: tuple[ThroughputPoint, ...] = ()
         self._workers: int | None = None
 
     @contextmanager
-    def progress(self, session: Session) -> Iterator[Callable[[FragmentRecord, Counts], None]]:
-        """Show progress; gives the function to call for every fragment that is on storage."""
-        backlog, compute = self._backlog, self._config.compute
-        fitting = session.num_gpus / compute.gpus_per_worker if compute.gpus_per_worker else session.num_cpus
-        self._workers = min(compute.workers[1], int(fitting)) if compute.workers else max(1, int(fitting))
+    def progress(self) -> Iterator[RunProgress]:
+        """Show what the run is at and, when it embeds, how far it is."""
         offset = time.monotonic() - self._clock
-        # A compressed file hides how many fragments it has, so the time left goes by bytes of whole units.
-        total_bytes = sum(unit.size_bytes for unit in backlog.pending)
-        with Progress(None, len(backlog.records), total_bytes, lambda: self._workers) as shown:
+        shown = RunProgress()
+        with shown.display:
+            yield shown
+        self._counts, self._workers = shown.counts, shown.workers
+        self._points = tuple(ThroughputPoint(p.seconds + offset, p.tokens, p.rows) for p in shown.display.history)
 
-            def count(record: FragmentRecord, counts: Counts) -> None:
-                self._counts.append(dataclasses.replace(counts, rows=record.rows, rejected=record.rejected))
-                finished = record.fragment.unit.size_bytes if record.fragment.last else 0
-                shown.update(record.rows, record.rejected, counts.tokens, finished)
-
-            yield count
-        history = shown.history
-        self._points = tuple(ThroughputPoint(p.seconds + offset, p.tokens, p.rows) for p in history)
+    def settle(self, config: EmbedConfig, backlog: Backlog) -> None:
+        """Take the config with the output's own settings, and what is to be done."""
+        self._config, self._backlog = config, backlog
 
     def nothing_to_do(self) -> None:
         """Say that the dataset is up to date."""

@@ -62,7 +62,9 @@ def embedded_rows(work: Iterable[Work], setup: Setup, last: Callable[[pa.Table],
     # So few CPUs a task would let Ray start dozens of processes on each node; a GPU eats what two tokenizers make.
     tasks = ray.data.TaskPoolStrategy(size=2 * pool.max_size if compute.gpus_per_worker else pool.max_size)
     few = ray.data.TaskPoolStrategy(size=max(1, tasks.size // 2))
-    units = ray.data.from_arrow([work_to_row(item) for item in work])
+    # Long ones first, so that short ones fill what is left at the end
+    by_size = sorted(work, key=lambda item: item.unit.size_bytes, reverse=True)
+    units = ray.data.from_arrow([work_to_row(item) for item in by_size])
     stages = (
         units.map_batches(
             functools.partial(read, setup=setup),
@@ -98,6 +100,8 @@ def configure_ray_data() -> None:
     context.max_map_retries = STORAGE_RETRIES
     context.raise_original_map_exception = True
     context.print_on_execution_start = False
+    # A pool grows when each of its workers has a fragment; Ray's 1.75 is for workers that hold two
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.issue_detectors_config.detectors = []  # their advice on memory= comes every 30 s
     # Ray counts the blocks that go in; one of ours becomes as many fragments as its file has.
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)
@@ -120,9 +124,15 @@ def actor_pool(compute: Compute) -> ray.data.ActorPoolStrategy:
     """The workers that a config asks for, or as many as the cluster has room for."""
     fitting = workers_that_fit(compute)
     fewest, most = compute.workers or (1, max(1, fitting))
+    # A fragment that waits behind another is kept from workers that have none, and on a CPU it is long; one of a GPU
+    # may be shorter than Ray's look for the next.
+    in_flight = 2 if compute.gpus_per_worker else 1
     # All that fit now are started at once: Ray's own scaling adds them one by one, 10 s apart.
     return ray.data.ActorPoolStrategy(
-        min_size=fewest, max_size=most, initial_size=max(fewest, min(most, fitting)), max_tasks_in_flight_per_actor=2
+        min_size=fewest,
+        max_size=most,
+        initial_size=max(fewest, min(most, fitting)),
+        max_tasks_in_flight_per_actor=in_flight,
     )
 
 

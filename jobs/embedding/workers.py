@@ -7,18 +7,18 @@ own retries are marked, so that Ray tries the task again; `operators.work.guard`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.embedding.board import RemoteLedger, Reporter
 from jobs.embedding.config import EmbedConfig
 from operators.corpus.chunking_config import Chunking, check_fits
 from operators.corpus.reading import empty_rows, read_fragments, read_sample
@@ -69,32 +69,6 @@ class Setup:
     identity: Identity
     dataset: Location
     ledger: RemoteLedger
-
-
-class RemoteLedger:
-    """An `AttemptLedger` in a process of its own that outlives the workers."""
-
-    def __init__(self) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(AttemptLedger)
-        self._actor: Any = actor.remote()
-
-    def begin(self, key: str, num_rows: int) -> Attempt:
-        """See `AttemptLedger.begin`."""
-        attempt: Attempt = ray.get(self._actor.begin.remote(key, num_rows))
-        return attempt
-
-    def mark(self, key: str, start: int, end: int) -> None:
-        """See `AttemptLedger.mark`; returns when it is entered, since the process may die right after."""
-        ray.get(self._actor.mark.remote(key, start, end))
-
-    def end(self, key: str) -> None:
-        """See `AttemptLedger.end`."""
-        ray.get(self._actor.end.remote(key))
-
-    def deaths(self) -> int:
-        """Processes that died so far."""
-        return int(ray.get(self._actor.deaths.remote()))
 
 
 def work_to_row(work: Work) -> pa.Table:
@@ -180,20 +154,27 @@ class EmbedWorker:
     def __init__(self, setup: Setup) -> None:
         embedder = setup.config.embedder
         self._setup = setup
+        setup.ledger.worker(is_ready=False)
         load = load_chunk_embedder if setup.config.chunking.late else load_embedder
-        self._embed = load(
+        embed = load(
             setup.spec,
             batch_tokens=embedder.batch_tokens,
             device=embedder.device,
             threads=setup.config.compute.cpus_per_worker,
             packing=embedder.packing,
         )
+        self._reporter = Reporter(setup.ledger.report)
+        self._embed = functools.partial(embed, on_tokens=self._reporter.add)
+        setup.ledger.worker(is_ready=True)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         batch = from_row(block)
         if batch.is_written:
             return block
-        return to_row(embed_fragment(batch, self._embed, self._setup.identity, self._setup.ledger))
+        self._reporter.begin(batch)
+        embedded = embed_fragment(batch, self._embed, self._setup.identity, self._setup.ledger)
+        self._reporter.end()
+        return to_row(embedded)
 
 
 def write(block: pa.Table, setup: Setup) -> pa.Table:

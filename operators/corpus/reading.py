@@ -34,15 +34,17 @@ def read_fragments(
     `duplicate_positions` are the places (0-based, counted over the whole unit) of rows whose id came before elsewhere.
     """
     started = time.perf_counter()
-    rows = read_rows(unit, source, keep)
+    pace = Pace()
+    rows = read_rows(unit, source, keep, pace)
     if duplicate_positions is not None and len(duplicate_positions):
         rows = _without_duplicates(rows, duplicate_positions)
-    for part, (table, last) in enumerate(_cut(rows, keep, source.rows_per_fragment, source.bytes_per_fragment)):
+    cuts = _cut(_metered(rows, pace), keep, source.max_rows, source.max_bytes)
+    for part, (table, last, source_bytes) in enumerate(cuts):
         if part in skip_parts:
             started = time.perf_counter()
             continue
         good, rejected = split_rejected(table)
-        counts = Counts(rows=table.num_rows, rejected=rejected.num_rows)
+        counts = Counts(rows=table.num_rows, rejected=rejected.num_rows, source_bytes=round(source_bytes))
         batch = FragmentBatch(Fragment(unit, part, last), good, rejected, counts, ids_digest(table))
         yield batch.spent("read", time.perf_counter() - started)
         started = time.perf_counter()
@@ -92,31 +94,49 @@ def _without_duplicates(rows: Iterator[pa.Table], positions: NDArray[np.int64]) 
         yield reject_positions(table, inside, "duplicate_id", "the id came before; the first one is kept")
 
 
-def _cut(rows: Iterator[pa.Table], keep: pa.Schema, max_rows: int, max_bytes: int) -> Iterator[tuple[pa.Table, bool]]:
-    """Fragments of a stream of rows with whether each is the last; an empty stream is one empty fragment."""
+def _metered(rows: Iterator[pa.Table], pace: Pace) -> Iterator[tuple[pa.Table, float]]:
+    """Each table with the bytes of storage that were read for it."""
+    before = pace.bytes_read
+    for table in rows:
+        yield table, pace.bytes_read - before
+        before = pace.bytes_read
+
+
+def _cut(
+    rows: Iterator[tuple[pa.Table, float]], keep: pa.Schema, max_rows: int, max_bytes: int
+) -> Iterator[tuple[pa.Table, bool, float]]:
+    """Fragments of a stream of rows, whether each is the last, and its share of the bytes that the stream comes with.
+
+    An empty stream is one empty fragment.
+    """
     pending: list[pa.Table] = []
     num_rows = num_bytes = 0
-    complete: pa.Table | None = None  # held back until it is known whether more follows
+    source_bytes = 0.0
+    complete: tuple[pa.Table, float] | None = None  # held back until it is known whether more follows
     schema: pa.Schema | None = None
-    for table in rows:
+    for table, table_bytes in rows:
         schema = table.schema
+        source_bytes += 0.0 if table.num_rows else table_bytes
+        row_bytes = table_bytes / max(table.num_rows, 1)
         while table.num_rows:
             if complete is not None:
-                yield complete, False
+                yield complete[0], False, complete[1]
                 complete = None
             take = _fitting_rows(table, max_rows - num_rows, max_bytes - num_bytes)
             head, table = table.slice(0, take), table.slice(take)
             pending.append(head)
             num_rows += head.num_rows
-            num_bytes += int(_content_bytes(head).sum())
+            num_bytes += int(content_bytes(head).sum())
+            source_bytes += head.num_rows * row_bytes
             if num_rows >= max_rows or num_bytes >= max_bytes:
-                complete, pending, num_rows, num_bytes = pa.concat_tables(pending), [], 0, 0
+                complete, pending = (pa.concat_tables(pending), source_bytes), []
+                num_rows, num_bytes, source_bytes = 0, 0, 0.0
     if complete is not None:
-        yield complete, True
+        yield complete[0], True, complete[1]
     elif pending:
-        yield pa.concat_tables(pending), True
+        yield pa.concat_tables(pending), True, source_bytes
     else:
-        yield (schema or _rows_schema(keep)).empty_table(), True
+        yield (schema or _rows_schema(keep)).empty_table(), True, source_bytes
 
 
 def _rows_schema(keep: pa.Schema) -> pa.Schema:
@@ -126,11 +146,12 @@ def _rows_schema(keep: pa.Schema) -> pa.Schema:
 
 def _fitting_rows(table: pa.Table, rows_left: int, bytes_left: int) -> int:
     """How many rows belong to the fragment being filled: up to the one that reaches either limit, at least one."""
-    reached = int(np.searchsorted(np.cumsum(_content_bytes(table)), bytes_left)) + 1
+    reached = int(np.searchsorted(np.cumsum(content_bytes(table)), bytes_left)) + 1
     return int(max(1, min(rows_left, reached, table.num_rows)))
 
 
-def _content_bytes(table: pa.Table) -> NDArray[np.int64]:
+def content_bytes(table: pa.Table) -> NDArray[np.int64]:
+    """Bytes of text and image of each row."""
     lengths: NDArray[np.int64] = pc.binary_length(table["text"]).fill_null(0).to_numpy().astype(np.int64)
     if "image" in table.column_names:
         lengths = lengths + pc.binary_length(pc.struct_field(table["image"], "bytes")).fill_null(0).to_numpy()

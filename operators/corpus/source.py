@@ -36,8 +36,9 @@ _EXTENSIONS: dict[str, Format] = {
     ".avif": "image",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+MAX_ROWS, MAX_BYTES = 16384, 8 << 20  # of a fragment
 # Where there are images: a decoded one travels as up to 1.7 MB (E5-V), and is some 100 kB in its file
-_IMAGE_DEFAULTS = {"text": None, "rows_per_fragment": 512, "bytes_per_fragment": 64 << 20}
+MAX_IMAGE_ROWS, MAX_IMAGE_BYTES = 512, 64 << 20
 
 
 class Source(BaseModel):
@@ -70,16 +71,17 @@ class Source(BaseModel):
         description="a document id that comes twice: stop before anything is embedded, keep the first and reject the "
         "others, or embed them all",
     )
-    rows_per_fragment: int = Field(
-        default=16384,
+    rows_per_fragment: int | None = Field(
+        default=None,
         ge=1,
-        description="rows after which a fragment (unit of retry, output file) ends; 512 is the default with image",
+        description="rows after which a fragment (unit of retry, output file) ends; null = as many as a worker embeds "
+        "in half a minute, decided once per output, and at most 16384 (512 with image)",
     )
-    bytes_per_fragment: int = Field(
-        default=8 << 20,
+    bytes_per_fragment: int | None = Field(
+        default=None,
         ge=1024,
-        description="bytes of text and images after which a fragment ends; also the size of byte ranges; 67108864 is "
-        "the default with image",
+        description="bytes of text and images after which a fragment ends, also the size of byte ranges; null = as "
+        "rows_per_fragment, and at most 8388608 (67108864 with image); where one of the two is set, null = at most",
     )
     pack_below_bytes: int | None = Field(
         default=None,
@@ -98,7 +100,7 @@ class Source(BaseModel):
     @classmethod
     def _image_defaults(cls, values: Any) -> Any:
         is_of_images = isinstance(values, dict) and values.get("image") is not None
-        return {**_IMAGE_DEFAULTS, **values} if is_of_images else values
+        return {"text": None, **values} if is_of_images else values
 
     @field_validator("path")
     @classmethod
@@ -132,6 +134,21 @@ class Source(BaseModel):
         return (self.path,) if isinstance(self.path, str) else self.path
 
     @property
+    def max_rows(self) -> int:
+        """Rows after which a fragment ends."""
+        return self.rows_per_fragment or (MAX_ROWS if self.image is None else MAX_IMAGE_ROWS)
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes of text and images after which a fragment ends; also the size of byte ranges."""
+        return self.bytes_per_fragment or (MAX_BYTES if self.image is None else MAX_IMAGE_BYTES)
+
+    @property
+    def is_cut_by_config(self) -> bool:
+        """Whether the config says how large a fragment is."""
+        return self.rows_per_fragment is not None or self.bytes_per_fragment is not None
+
+    @property
     def text_columns(self) -> tuple[str, ...]:
         """The columns that the text is made of, each once, in order; none where only images are embedded."""
         if self.text is None:
@@ -155,9 +172,7 @@ class Source(BaseModel):
     def reading(self, keep: tuple[str, ...]) -> str:
         """A stable text of every option that changes what a unit's fragments contain (part of their keys)."""
         content = self.text if self.image is None else (self.text, self.image)
-        return repr(
-            (self.format, self.id, content, self.duplicates, self.rows_per_fragment, self.bytes_per_fragment, keep)
-        )
+        return repr((self.format, self.id, content, self.duplicates, self.max_rows, self.max_bytes, keep))
 
 
 def template_fields(text: str) -> tuple[str, ...]:

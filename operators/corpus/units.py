@@ -1,19 +1,17 @@
 """Cut the listing into units of reading, streaming: what is kept per file is its units, never its rows.
 
 - A Parquet file above `OPEN_ABOVE_BYTES` is split by row group (its footer is read, many files at a time in threads).
-- An uncompressed JSONL file above `bytes_per_fragment` is split by byte range. Where ids are `path#row` its lines are
+- An uncompressed JSONL file above `Source.max_bytes` is split by byte range. Where ids are `path#row` its lines are
   counted first, since a row number needs the lines before it; an id column saves that pass over the file, and rows
   are then numbered by the byte at which their line begins.
 - CSV, compressed files and smaller files are one unit each.
-- Files below `pack_below_bytes` share units. Who shares with whom follows from the paths, cut at files whose name
-  hashes low, so that a new or changed file moves only its neighbours and not every pack after it.
+- Files below `pack_below_bytes` share units (operators/corpus/packs.py).
 
 A file whose units are all committed is never opened again: its units are rebuilt from the snapshot.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 
 from operators.corpus.formats import READ_FAULTS
 from operators.corpus.formats.jsonl import line_blocks
+from operators.corpus.packs import Packer
 from operators.corpus.source import Source, format_of
 from operators.storage import locate, open_input
 from operators.work.fragment import Extent, SourceFile, Unit
@@ -29,9 +28,8 @@ from operators.work.fragment import Extent, SourceFile, Unit
 OPEN_ABOVE_BYTES = 4 << 20
 PACK_BELOW_BYTES = 64 << 10
 PACK_TARGET_BYTES = 1 << 20
-PACK_MAX_FILES = 4096
 PACK_FROM_FILES = 256
-# Image files are larger and only ever one document each; decoded they travel by source.rows_per_fragment
+# Image files are larger and only ever one document each; decoded they travel by Source.max_rows
 PACK_IMAGES_BELOW_BYTES = 32 << 20
 PACK_IMAGES_TARGET_BYTES = 32 << 20
 _OPEN_THREADS = 32
@@ -57,18 +55,20 @@ def plan_units(
     keep: tuple[str, ...],
     pack_below_bytes: int,
     known_units: Mapping[SourceFile, tuple[Unit, ...]],
+    even_packs: bool = False,
 ) -> Iterator[Unit]:
-    """The units of the listed files, in order; `known_units`: those of files that the latest snapshot holds whole."""
+    """The units of the listed files, in order; `known_units`: those of files that the latest snapshot holds whole.
+
+    `even_packs`: small files share units of about `Source.max_bytes` and never more; else of about 1 MiB and up to
+    four times that, as in trainings and in outputs whose identity has no size of fragments.
+    """
     reading = source.reading(keep)
-    pack: list[SourceFile] = []
+    packer = Packer(lambda file: _pack_target_bytes(file, source, even_packs), even_packs)
     to_open: list[SourceFile] = []
     with ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="footers") as threads:
         for file in files:
             if file.size < pack_below_bytes:
-                pack.append(file)
-                if _ends_pack(file, pack, _pack_target_bytes(file, source)):
-                    yield _packed(pack, reading)
-                    pack = []
+                yield from (_packed(pack, reading) for pack in packer.add(file))
             elif file in known_units:
                 yield from known_units[file]
             elif _is_opened_to_split(file, source):
@@ -79,8 +79,7 @@ def plan_units(
             else:
                 yield Unit.of((Extent(file),), reading)
         yield from _split_all(threads, to_open, source, reading)
-        if pack:
-            yield _packed(pack, reading)
+        yield from (_packed(pack, reading) for pack in packer.rest())
 
 
 def _kind(file: SourceFile, source: Source) -> str:
@@ -88,16 +87,9 @@ def _kind(file: SourceFile, source: Source) -> str:
     return described[0] if described else ""
 
 
-def _pack_target_bytes(file: SourceFile, source: Source) -> int:
-    return PACK_IMAGES_TARGET_BYTES if _kind(file, source) == "image" else PACK_TARGET_BYTES
-
-
-def _ends_pack(file: SourceFile, pack: list[SourceFile], target_bytes: int) -> bool:
-    """A pack ends at a file whose path hashes low (on average one in as many as fill the target), or when full."""
-    draw = int.from_bytes(hashlib.blake2b(file.path.encode(), digest_size=4).digest(), "big") / 2**32
-    if draw < file.size / target_bytes:
-        return True
-    return len(pack) >= PACK_MAX_FILES or sum(f.size for f in pack) >= 4 * target_bytes
+def _pack_target_bytes(file: SourceFile, source: Source, even_packs: bool) -> int:
+    target = PACK_IMAGES_TARGET_BYTES if _kind(file, source) == "image" else PACK_TARGET_BYTES
+    return min(target, source.max_bytes) if even_packs else target
 
 
 def _packed(files: list[SourceFile], reading: str) -> Unit:
@@ -108,7 +100,7 @@ def _is_opened_to_split(file: SourceFile, source: Source) -> bool:
     described = format_of(file.path, source.format)
     if described == ("parquet", None):
         return file.size > OPEN_ABOVE_BYTES
-    return described == ("jsonl", None) and file.size > source.bytes_per_fragment
+    return described == ("jsonl", None) and file.size > source.max_bytes
 
 
 def _split_all(threads: ThreadPoolExecutor, files: list[SourceFile], source: Source, reading: str) -> Iterator[Unit]:
@@ -134,14 +126,14 @@ def _split_parquet(file: SourceFile, source: Source) -> tuple[Extent, ...]:
     extents, start, rows, first_row = [], 0, 0, 0
     for group, group_rows in enumerate(rows_of):
         rows += group_rows
-        if rows >= source.rows_per_fragment and group + 1 < len(rows_of):
+        if rows >= source.max_rows and group + 1 < len(rows_of):
             extents.append(Extent(file, start, group + 1, first_row, rows / max(sum(rows_of), 1)))
             start, first_row, rows = group + 1, first_row + rows, 0
     return (*extents, Extent(file, start, -1, first_row, rows / max(sum(rows_of), 1)))
 
 
 def _split_jsonl(file: SourceFile, source: Source) -> tuple[Extent, ...]:
-    bounds = list(range(0, file.size, source.bytes_per_fragment))
+    bounds = list(range(0, file.size, source.max_bytes))
     ends = [*bounds[1:], -1]
     if source.id is not None:
         return tuple(

@@ -33,6 +33,7 @@ from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, text_config, verified_folder
 from operators.embedder.text_model import load_trunk, make_trunk, place, prepare
 from operators.embedder.tokens import batching, known_texts, token_rows
+from operators.embedder.tokens.batching import OnTokens, untold
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.tokens.windows import Windows
 from operators.embedder.vectors import Vectors, finish
@@ -63,7 +64,7 @@ class Embedder:
         selftest.check(self, ids)
 
     @torch.inference_mode()
-    def __call__(self, input_ids: pa.ListArray) -> Vectors:
+    def __call__(self, input_ids: pa.ListArray, on_tokens: OnTokens = untold) -> Vectors:
         """Vectors of N rows of token ids (list<int32>, no nulls), in their order."""
         readings_M = token_rows.split(input_ids, len(self._layouts))
         lengths_M = np.diff(readings_M.offsets.to_numpy())
@@ -74,13 +75,14 @@ class Embedder:
             pooled_BD = self._forward(batch)
             pooled_BD = pooled_BD if self._head is None else self._head(pooled_BD)
             pooled[start:end] = pooled_BD[:, : self.spec.dim]
+            on_tokens(len(batch.ids_T))
         order = plan.order
         if len(self._layouts) > 1:
             pooled, order = self._averaged(pooled, plan.order, len(input_ids))
         return self._vectors(pooled, order, len(input_ids), plan, lengths_M)
 
     @torch.inference_mode()
-    def of_chunks(self, windows: Windows) -> Vectors:
+    def of_chunks(self, windows: Windows, on_tokens: OnTokens = untold) -> Vectors:
         """Vectors of the chunks of whole documents (late chunking), in their order."""
         lengths_M = np.diff(windows.input_ids.offsets.to_numpy())
         plan = batching.plan(lengths_M, self.batch_tokens)
@@ -93,6 +95,7 @@ class Embedder:
             pooled_SD = pooled_SD if self._head is None else self._head(pooled_SD)
             pooled[start:end] = pooled_SD[:, : self.spec.dim]
             order[start:end] = chunks_S
+            on_tokens(len(batch.ids_T))
             start = end
         return self._vectors(pooled, order, len(pooled), plan, lengths_M)
 

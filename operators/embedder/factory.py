@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from operators.embedder.recipe.checkpoint import hidden_size, read_config
 from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
-from operators.embedder.tokens.windows import Windows, check_late
+from operators.embedder.tokens.windows import check_late
 from operators.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,8 +74,11 @@ def load_chunk_embedder(
     device: Device = "auto",
     threads: int | None = None,
     packing: bool = False,
-) -> Callable[[Windows], Vectors]:
-    """The same for late chunking: windows of documents in. Raises InputError for a model that has no late chunks."""
+) -> Callable[..., Vectors]:
+    """The same for late chunking: windows of documents in (`Embedder.of_chunks`).
+
+    Raises InputError for a model that has no late chunks.
+    """
     check_late(spec)
     from operators.embedder import selftest
     from operators.embedder.engine import Embedder

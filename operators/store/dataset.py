@@ -37,11 +37,19 @@ class Identity:
     pack_below_bytes: int
     layout: int = LAYOUT_VERSION
     sparse_dim: int = 0  # ids that a sparse vector can have; 0: there are no sparse vectors
+    # Where a fragment ends, decided once; 0: begun before outputs had such sizes, so as the config says
+    fragment_rows: int = 0
+    fragment_bytes: int = 0
 
     @property
     def keep(self) -> pa.Schema:
         """The kept columns and their types."""
         return decode_schema(self.keep_schema)
+
+    @property
+    def cut(self) -> tuple[int, int, int]:
+        """How its source is cut into fragments."""
+        return self.pack_below_bytes, self.fragment_rows, self.fragment_bytes
 
 
 def encode_schema(schema: pa.Schema) -> str:
@@ -79,8 +87,8 @@ def read_identity(dataset: Location) -> Identity | None:
 def claim_identity(dataset: Location, wanted: Identity) -> Identity:
     """Create the dataset's identity, or take the one that is there if it agrees.
 
-    Scale and packing are decided once: an existing dataset's own are returned. Raises InputError where the output
-    belongs to another model or other settings.
+    Scale, packing and the size of fragments are decided once: an existing dataset's own are returned. Raises InputError
+    where the output belongs to another model or other settings.
     """
     text = json.dumps(dataclasses.asdict(wanted), indent=1, sort_keys=True)
     if create_exclusive(dataset / "dataset.json", text.encode()):

@@ -4,8 +4,8 @@
 
 A *unit* is what one read task opens (some row groups, a byte range, several small files, one compressed stream).
 A *fragment* is what is embedded, retried, written and committed at once: a unit read from its start and cut after
-`rows_per_fragment` rows or `bytes_per_fragment` bytes of text, so most units are exactly one fragment, and a
-compressed file of any size is read once in bounded memory. A fragment's key follows from what it reads alone.
+so many rows or bytes of text (operators/corpus/cutting.py), so most units are exactly one fragment, and a compressed
+file of any size is read once in bounded memory. A fragment's key follows from what it reads alone.
 
 `FragmentBatch` is a fragment with its rows at some stage. Between Ray workers it is one row of an Arrow table, its
 tables inside as Arrow IPC (read back without a copy): whatever Ray does to blocks, a fragment is never split or merged,
@@ -113,6 +113,7 @@ class Counts:
     lost_tokens: int = 0  # cut off by truncation; an estimate for documents cut before tokenizing
     truncated: int = 0  # chunks that were cut
     unknown_tokens: int = 0  # words that a static embedder has no vector for
+    source_bytes: int = 0  # of storage that were read for it; of several rows in a block, by their number
     deaths: int = 0  # worker processes that died on this fragment
     flops: float = 0.0  # arithmetic that the model needs for its tokens, for MFU
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> busy seconds

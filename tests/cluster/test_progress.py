@@ -12,7 +12,8 @@ import threading
 import pytest
 
 from cluster import progress
-from cluster.progress import MAX_HISTORY, Progress
+from cluster.forecast import MAX_HISTORY
+from cluster.progress import Progress
 
 
 class Clock:

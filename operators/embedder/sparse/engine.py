@@ -27,7 +27,7 @@ from operators.embedder.sparse.vocabulary import load_parts
 from operators.embedder.sparse.words import WordsInText
 from operators.embedder.text_model import make_trunk, place, prepare
 from operators.embedder.tokens import batching, known_texts
-from operators.embedder.tokens.batching import Batch
+from operators.embedder.tokens.batching import Batch, OnTokens, untold
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.errors import InputError
@@ -56,7 +56,7 @@ class SparseEmbedder:
         selftest.check(self, tokenizer(known_texts.texts()).input_ids)
 
     @torch.inference_mode()
-    def __call__(self, input_ids: pa.ListArray) -> Vectors:
+    def __call__(self, input_ids: pa.ListArray, on_tokens: OnTokens = untold) -> Vectors:
         """Vectors of N rows of token ids (list<int32>, no nulls), in their order."""
         sparse, recipe = self.spec.recipe.sparse, self.spec.recipe
         assert sparse is not None, "this embedder is chosen for sparse recipes"
@@ -71,6 +71,7 @@ class SparseEmbedder:
                 pooled_BD = self._dense.pooled(self._spanned(batch, recipe.pool_over), tokens)
                 pooled_BD = pooled_BD if self._head is None else self._head(pooled_BD)
                 pooled[start:end] = pooled_BD[:, : self.spec.dim]
+            on_tokens(len(batch.ids_T))
         entries, sound = gathered(parts)
         values_ND = np.zeros((len(input_ids), self.spec.dim), np.float32)
         finite_N = np.zeros(len(input_ids), np.bool_)

@@ -19,6 +19,7 @@ from operators.embedder.recipe import static_folder
 from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.static.table import load_table
+from operators.embedder.tokens.batching import OnTokens, untold
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.errors import InputError
@@ -49,7 +50,7 @@ class StaticEmbedder:
         self._check_mean()
 
     @torch.inference_mode()
-    def __call__(self, input_ids: pa.ListArray) -> Vectors:
+    def __call__(self, input_ids: pa.ListArray, on_tokens: OnTokens = untold) -> Vectors:
         """Vectors of N rows of token ids (list<int32>, no nulls), in their order."""
         offsets = input_ids.offsets.to_numpy().astype(np.int64)
         ids_T = input_ids.values.to_numpy()[offsets[0] : offsets[-1]].astype(np.int64)
@@ -61,6 +62,7 @@ class StaticEmbedder:
         values, finite = finish(means_ND, self.spec.recipe.normalize)
         num_unknown = int(unknown_N.sum())
         flops = float((len(ids_T) - num_unknown) * self.spec.dim)
+        on_tokens(len(ids_T))
         return Vectors(values.cpu().numpy(), finite.cpu().numpy(), 0, flops, num_unknown)
 
     def _sum(self, ids_T: NDArray[np.int64], offsets: NDArray[np.int64]) -> torch.Tensor:

@@ -8,7 +8,7 @@ Shapes: N rows of a call, B rows of a batch, T tokens of its rows, L tokens of i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,6 +20,11 @@ from operators.embedder.recipe.keywords import Side
 
 # Padded tokens of a batch: small ones stay in a CPU's cache (measured: benchmarks/RESULTS.md), a GPU wants many.
 CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2048, 16384
+OnTokens = Callable[[int], None]  # told of a batch's tokens when it is computed (on a GPU: when it is in its queue)
+
+
+def untold(tokens: int) -> None:
+    """Nobody wants to know of them."""
 
 
 @dataclass(frozen=True, slots=True)

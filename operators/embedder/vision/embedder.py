@@ -18,6 +18,7 @@ from operators.embedder.model.forward import default_batch_tokens
 from operators.embedder.model.loading import load_model
 from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
+from operators.embedder.tokens.batching import OnTokens, untold
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vectors import Vectors, finish
 from operators.embedder.vision import selftest
@@ -49,11 +50,11 @@ class VisionEmbedder(ABC):
         selftest.check(self, selftest.known_inputs(reader, spec))
 
     @torch.inference_mode()
-    def __call__(self, rows: pa.Array) -> Vectors:
+    def __call__(self, rows: pa.Array, on_tokens: OnTokens = untold) -> Vectors:
         """Vectors of N rows, in their order: token ids alone, or structs of `input_ids` and `pixels`."""
         inputs = Inputs.of(rows)
         pooled_ND = torch.zeros(len(rows), self.spec.dim, device=self.device)
-        padding_tokens = self._embed(inputs, pooled_ND)
+        padding_tokens = self._embed(inputs, pooled_ND, on_tokens)
         values, finite = finish(pooled_ND, self.spec.recipe.normalize)
         return Vectors(values.cpu().numpy(), finite.cpu().numpy(), padding_tokens, self._flops_of(inputs))
 
@@ -62,7 +63,7 @@ class VisionEmbedder(ABC):
         """Make the model ready; raises InputError where it and the tokenizer do not belong together."""
 
     @abstractmethod
-    def _embed(self, inputs: Inputs, pooled_ND: torch.Tensor) -> int:
+    def _embed(self, inputs: Inputs, pooled_ND: torch.Tensor, on_tokens: OnTokens) -> int:
         """Fill in what the model gives for each row, cut to D; returns how many tokens were padding."""
 
     @abstractmethod

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from operators.embedder.model.pooling import pool
 from operators.embedder.tokens import batching
-from operators.embedder.tokens.batching import Batch
+from operators.embedder.tokens.batching import Batch, OnTokens
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vision.embedder import VisionEmbedder
 from operators.embedder.vision.inputs import Inputs
@@ -38,7 +38,7 @@ class VisionLanguageEmbedder(VisionEmbedder):
                 f"{self.spec.recipe.checkpoint}: its image token ({image_token_id}) is not one of its tokenizer's"
             )
 
-    def _embed(self, inputs: Inputs, pooled_ND: torch.Tensor) -> int:
+    def _embed(self, inputs: Inputs, pooled_ND: torch.Tensor, on_tokens: OnTokens) -> int:
         padding_tokens = 0
         for of_this_kind in (~inputs.has_image_N, inputs.has_image_N):
             plan = batching.plan(np.where(of_this_kind, inputs.lengths_N, 0), self.batch_tokens)
@@ -48,6 +48,7 @@ class VisionLanguageEmbedder(VisionEmbedder):
                 rows_B = plan.order[start:end]
                 places = torch.from_numpy(rows_B).to(self.device)
                 pooled_ND[places] = self._pooled(batch, self._images(inputs, rows_B))[:, : self.spec.dim]
+                on_tokens(len(batch.ids_T))
         return padding_tokens
 
     def _flops_of(self, inputs: Inputs) -> float:

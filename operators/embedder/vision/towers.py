@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from operators.embedder.recipe.spec import EmbedderSpec
 from operators.embedder.tokens import batching
+from operators.embedder.tokens.batching import OnTokens
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.embedder.vision.embedder import VisionEmbedder
 from operators.embedder.vision.inputs import Inputs
@@ -29,9 +30,9 @@ class TwoTowerEmbedder(VisionEmbedder):
         self._pad_id = _pad_id(self.spec, tokenizer, self._facts.model_type)
         tokenizer.check_vocabulary(self._model.text_model.get_input_embeddings().num_embeddings)
 
-    def _embed(self, inputs: Inputs, pooled_ND: torch.Tensor) -> int:
-        padding_tokens = self._embed_texts(inputs, _text_lengths(inputs), pooled_ND)
-        self._embed_images(inputs, pooled_ND)
+    def _embed(self, inputs: Inputs, pooled_ND: torch.Tensor, on_tokens: OnTokens) -> int:
+        padding_tokens = self._embed_texts(inputs, _text_lengths(inputs), pooled_ND, on_tokens)
+        self._embed_images(inputs, pooled_ND, on_tokens)
         return padding_tokens
 
     def _flops_of(self, inputs: Inputs) -> float:
@@ -39,7 +40,9 @@ class TwoTowerEmbedder(VisionEmbedder):
         flops = self.flops.text.total(_text_lengths(inputs))
         return flops + self.flops.image.total(np.full(num_images, self._facts.tile_tokens))
 
-    def _embed_texts(self, inputs: Inputs, lengths_N: NDArray[np.int64], pooled_ND: torch.Tensor) -> int:
+    def _embed_texts(
+        self, inputs: Inputs, lengths_N: NDArray[np.int64], pooled_ND: torch.Tensor, on_tokens: OnTokens
+    ) -> int:
         plan = batching.plan(lengths_N, self.batch_tokens)
         padding_tokens = 0
         cuts = zip(plan.cuts[:-1], plan.cuts[1:], strict=True)
@@ -51,15 +54,17 @@ class TwoTowerEmbedder(VisionEmbedder):
             padding_tokens += ids_BL.size - len(batch.ids_T)
             found = self._model.get_text_features(input_ids=torch.from_numpy(ids_BL).to(self.device))
             self._put(found.pooler_output, plan.order[start:end], pooled_ND)
+            on_tokens(len(batch.ids_T))
         return padding_tokens
 
-    def _embed_images(self, inputs: Inputs, pooled_ND: torch.Tensor) -> None:
+    def _embed_images(self, inputs: Inputs, pooled_ND: torch.Tensor, on_tokens: OnTokens) -> None:
         num_images = max(1, self.batch_tokens // self._facts.tile_tokens)
         places = np.flatnonzero(inputs.has_image_N)
         for start in range(0, len(places), num_images):
             batch = places[start : start + num_images]
             found = self._model.get_image_features(pixel_values=self._pixels(inputs, batch))
             self._put(found.pooler_output, batch, pooled_ND)
+            on_tokens(len(batch) * self._facts.tile_tokens)
 
     def _put(self, found_BD: torch.Tensor, rows: NDArray[np.int64], pooled_ND: torch.Tensor) -> None:
         if found_BD.shape[1] != self._facts.width:

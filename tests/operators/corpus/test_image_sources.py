@@ -136,8 +136,8 @@ def test_fragments_end_after_their_bytes_of_images(tmp_path: Path) -> None:
 
 def test_a_source_of_images_has_defaults_of_its_own() -> None:
     source = Source(path="a", image="image")
-    assert (source.text, source.rows_per_fragment, source.bytes_per_fragment) == (None, 512, 64 << 20)
-    assert Source(path="a", image="image", text="caption", rows_per_fragment=9).rows_per_fragment == 9
+    assert (source.text, source.max_rows, source.max_bytes) == (None, 512, 64 << 20)
+    assert Source(path="a", image="image", text="caption", rows_per_fragment=9).max_rows == 9
     with pytest.raises(pydantic.ValidationError, match="both are null"):
         Source(path="a", text=None)
 

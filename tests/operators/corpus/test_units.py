@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from operators.corpus.packs import PACK_MAX_FILES
 from operators.corpus.source import Source
-from operators.corpus.units import OPEN_ABOVE_BYTES, PACK_MAX_FILES, PACK_TARGET_BYTES, choose_pack_below, plan_units
+from operators.corpus.units import OPEN_ABOVE_BYTES, PACK_TARGET_BYTES, choose_pack_below, plan_units
 from operators.work.fragment import Extent, SourceFile, Unit
 from tests.operators.corpus.reading_files import source_file
 
@@ -26,6 +27,62 @@ def many_files(count: int, seed: int = 0) -> list[SourceFile]:
 
 def packs(files: list[SourceFile]) -> list[Unit]:
     return list(plan_units(files, SOURCE, (), 65536, {}))
+
+
+def even_packs(files: list[SourceFile], target_bytes: int = 200_000) -> list[Unit]:
+    source = Source(path="/none", bytes_per_fragment=target_bytes)
+    return list(plan_units(files, source, (), 65536, {}, even_packs=True))
+
+
+def changed_at(files: list[SourceFile], at: int, change: str) -> list[SourceFile]:
+    changed = list(files)
+    if change == "add":
+        changed.insert(at, SourceFile(f"{files[at].path}-new.txt", 5000, "1"))
+    elif change == "remove":
+        del changed[at]
+    elif change == "edit":
+        changed[at] = SourceFile(files[at].path, files[at].size, "2")
+    else:
+        changed[at] = SourceFile(files[at].path, 60_000, "2")
+    return changed
+
+
+def test_even_packs_hold_every_file_once_in_order_and_none_is_twice_another() -> None:
+    files = many_files(5000)
+    units = even_packs(files)
+    assert [extent.file for unit in units for extent in unit.extents] == files
+    sizes = [unit.size_bytes for unit in units[:-1]]
+    assert max(sizes) <= 200_000
+    assert min(sizes) >= 100_000
+    assert len(units) > 200
+
+
+def test_even_packs_end_before_a_file_that_is_too_large_to_share() -> None:
+    sizes = [3_000, 60_000, 60_000, 60_000, 90_000, 2_000]
+    files = [SourceFile(f"/none/{i}.txt", size, "1") for i, size in enumerate(sizes)]
+    source = Source(path="/none", bytes_per_fragment=60_000)
+    units = list(plan_units(files, source, (), 100_000, {}, even_packs=True))
+    assert [unit.size_bytes for unit in units] == sizes
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "edit", "grow"])
+def test_one_changed_file_moves_few_even_packs(change: str) -> None:
+    files = many_files(2000)
+    before = {unit.digest for unit in even_packs(files)}
+    moved = []
+    for at in range(0, 2000, 41):
+        moved.append(len({unit.digest for unit in even_packs(changed_at(files, at, change))} - before))
+    assert min(moved) >= 1
+    assert sum(moved) / len(moved) < 3, f"of {len(before)} packs {moved} were made anew"
+    assert max(moved) <= 12
+
+
+def test_even_packs_of_files_without_bytes_have_an_end() -> None:
+    empty = [SourceFile(f"/none/{i}.txt", 0, "1") for i in range(3 * PACK_MAX_FILES)]
+    units = even_packs(empty)
+    assert [extent.file for unit in units for extent in unit.extents] == empty
+    assert max(len(unit.extents) for unit in units) <= PACK_MAX_FILES
+    assert min(len(unit.extents) for unit in units[:-1]) >= PACK_MAX_FILES // 2
 
 
 def test_packs_hold_every_file_once_in_order_and_near_the_target() -> None:
@@ -43,16 +100,7 @@ def test_one_changed_file_of_2000_moves_only_its_neighbours(change: str) -> None
     before = {unit.digest for unit in packs(files)}
     moved = []
     for at in range(0, 2000, 97):
-        changed = list(files)
-        if change == "add":
-            changed.insert(at, SourceFile(f"{files[at].path}-new.txt", 5000, "1"))
-        elif change == "remove":
-            del changed[at]
-        elif change == "edit":
-            changed[at] = SourceFile(files[at].path, files[at].size, "2")
-        else:
-            changed[at] = SourceFile(files[at].path, 60_000, "2")
-        moved.append(len({unit.digest for unit in packs(changed)} - before))
+        moved.append(len({unit.digest for unit in packs(changed_at(files, at, change))} - before))
     assert min(moved) >= 1
     assert max(moved) <= 4, f"of {len(before)} packs {moved} were made anew"
 
