@@ -27,9 +27,9 @@ def read_parquet(location: Location, extent: Extent, columns: Columns, pace: Pac
             try:
                 for batch in file.iter_batches(pace.batch_rows, row_groups=[group], columns=present):
                     numbers = pa.array(np.arange(row + done, row + done + batch.num_rows, dtype=np.int64))
-                    yield pa.Table.from_batches([batch]).append_column("source_row", numbers)
                     done += batch.num_rows
                     pace.bytes_read += extent.file.size * batch.num_rows / file.metadata.num_rows
+                    yield pa.Table.from_batches([batch]).append_column("source_row", numbers)
             except READ_FAULTS as error:
                 raise_if_about_the_run(error, location)
                 lost = range(row + done, row + group_rows)

@@ -61,7 +61,7 @@ def transformer_flops(config: Mapping[str, Any], length: float) -> float:
     """The same of a transformer with such a config.json; sizes that it does not say are those of BERT."""
 
     def number(*keys: str, default: int) -> int:
-        return next((config[key] for key in keys if isinstance(config.get(key), int)), default)
+        return next((config[key] for key in keys if isinstance(config.get(key), int) and config[key] > 0), default)
 
     width = number(*WIDTH_KEYS, default=768)
     layers = number("num_hidden_layers", "n_layers", "n_layer", default=12)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -159,3 +162,23 @@ def test_a_sample_is_a_prefix_and_says_how_much_it_read(docs: list[int], rows: i
     assert batch.fragment.last == (len(taken) == len(docs))
     assert num_bytes == unit.size_bytes if batch.fragment.last else sum(docs[: len(taken)]) <= num_bytes
     assert dataclasses.replace(batch.counts, seconds={}).rows == len(taken)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "csv", "parquet"])
+def test_fragments_share_the_bytes_of_their_unit_by_their_rows(tmp_path: Path, ending: str) -> None:
+    draw = random.Random(5)
+    rows = [{"text": draw.randbytes(150).hex()} for _ in range(1000)]
+    path = tmp_path / f"docs.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
+    else:
+        lines = ["text\n" if ending == "csv" else ""]
+        lines += [row["text"] + "\n" if ending == "csv" else json.dumps(row) + "\n" for row in rows]
+        data = "".join(lines).encode()
+        path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
+    unit = Unit.of((Extent(source_file(path)),), "")
+    source = Source(path=str(tmp_path), rows_per_fragment=130)
+    batches = list(read_fragments(unit, source, pa.schema([])))
+    shares = [batch.counts.source_bytes / unit.size_bytes for batch in batches]
+    assert sum(shares) == pytest.approx(1, abs=0.02)
+    assert shares == pytest.approx([batch.counts.rows / 1000 for batch in batches], abs=0.02)
