@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rows-per-fragment", type=int, default=2048)
+    parser.add_argument("--rows-per-fragment", type=int, help="default: as many as a worker embeds in half a minute")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     arguments = parser.parse_args()
     texts = read_texts(arguments.data, arguments.rows)
