@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def _run(corpus: str, arguments: argparse.Namespace) -> None:
-    from jobs.command_line import main as run_job
+    from jobs.command_line.main import main as run_job
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

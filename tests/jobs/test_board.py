@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.embedding.board import Board, FragmentReport, Reporter, Standing
-from operators.fragment import REJECTED_SCHEMA, Counts, Extent, Fragment, FragmentBatch, SourceFile, Unit
+from operators.work.fragment import REJECTED_SCHEMA, Counts, Extent, Fragment, FragmentBatch, SourceFile, Unit
 
 
 class Clock:

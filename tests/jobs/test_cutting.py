@@ -16,10 +16,10 @@ from jobs.embedding.identity import RECIPES, cut_as, identify
 from operators.corpus.listing import list_source
 from operators.corpus.source import Source
 from operators.corpus.units import plan_units
-from operators.embedder.spec import embedder_spec
-from operators.fragment import SourceFile
+from operators.embedder.recipe.spec import embedder_spec
 from operators.storage import locate
 from operators.store.dataset import Identity, claim_identity
+from operators.work.fragment import SourceFile
 from tests.jobs.running import documents, run_job, snapshot_of, vectors_of, write_config, write_jsonl
 
 SLOW = {"name": "slow", "tokens_per_second": 100.0}

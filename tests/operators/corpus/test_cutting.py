@@ -21,7 +21,7 @@ from operators.corpus.cutting import (
     sample_rows,
 )
 from operators.corpus.source import Source
-from operators.fragment import SourceFile
+from operators.work.fragment import SourceFile
 from tests.operators.corpus.reading_files import source_file
 
 SOURCE = Source(path="/none")

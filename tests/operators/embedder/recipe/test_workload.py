@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from operators.corpus.chunking_config import Chunking
-from operators.embedder import workload
-from operators.embedder.choice import flops_of
-from operators.embedder.recipe import EmbedderConfig
-from operators.embedder.spec import EmbedderSpec, embedder_spec
-from operators.embedder.templates import Template
+from operators.embedder.factory import flops_of
+from operators.embedder.recipe import workload
+from operators.embedder.recipe.recipe import EmbedderConfig
+from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
+from operators.embedder.recipe.templates import Template
 from tests import checkpoints
 
-RECIPES = Path(__file__).resolve().parents[3] / "configs" / "models"
+RECIPES = Path(__file__).resolve().parents[4] / "configs" / "models"
 
 
 @pytest.fixture
