@@ -70,8 +70,8 @@ class Recorded(Forecast):
     source_bytes: int | None = None
     clock: QuietClock | None = None
 
-    def __init__(self, expected: Expected) -> None:
-        super().__init__(expected)
+    def __init__(self, expected: Expected, began: float = 0.0) -> None:
+        super().__init__(expected, began)
         Recorded.events, Recorded.said = [], []
         Recorded.source_bytes = expected.source_bytes
         self._names: dict[str, str] = {}

@@ -57,12 +57,13 @@ class Expected:
 class Forecast:
     """Follows one run; the caller has the clock."""
 
-    def __init__(self, expected: Expected) -> None:
+    def __init__(self, expected: Expected, began: float = 0.0) -> None:
+        """`began`: seconds at which the workers are known to have done nothing yet."""
         self.expected = expected
         self.now = Point(0.0)
         self._in_hand: dict[str, InHand] = {}
         self._finished: set[str] = set()
-        self._looked_at = 0.0
+        self._looked_at = began
         self._window: deque[Point] = deque([self.now])  # tokens of these: those in hand included
         self._history = [self.now]
         self._stride, self._updates = 1, 0

@@ -95,7 +95,7 @@ class Progress:
     def expect(self, expected: Expected, workers: Callable[[], int | None] | None = None) -> None:
         """Say what the run has to do, once that is known; nothing may have come to storage before."""
         with self._lock:
-            self._forecast = Forecast(expected)
+            self._forecast = Forecast(expected, self._seconds)
             self._workers = workers or self._workers
 
     def phase(self, name: str) -> None:

@@ -1,4 +1,8 @@
-"""Time left on recorded times: the events of real runs, played back under a clock of our own."""
+"""Time left on recorded times: the events of real runs, played back under a clock of our own.
+
+`benchmarks.progress` recorded them (6,000 passages with MiniLM on two workers; of the small files, 3,500, and with its
+quiet clock).
+"""
 
 from __future__ import annotations
 

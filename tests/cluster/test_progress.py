@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from cluster import progress
-from cluster.forecast import MAX_HISTORY
+from cluster.forecast import MAX_HISTORY, Expected, InHand
 from cluster.progress import Progress
 
 
@@ -208,3 +208,30 @@ def test_error_within_leaves_the_display_and_goes_on_its_way(clock: Clock) -> No
     with pytest.raises(KeyError), Progress(4, stream=terminal, clock=clock):
         raise KeyError("boom")
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+def test_a_line_has_the_speed_within_five_seconds_of_the_first_tokens(clock: Clock, stream: io.StringIO) -> None:
+    shown = Progress(stream=stream, clock=clock)
+    for phase, seconds in (("listing", 7), ("starting workers", 6), ("loading the model", 8)):
+        shown.phase(phase)
+        for _ in range(seconds):
+            clock.now += 1.0
+            shown.tick()
+    shown.expect(Expected(source_bytes=10_000), lambda: 2)
+    shown.phase("embedding")
+    began = clock.now
+    while "tokens/s" not in stream.getvalue():
+        clock.now += 1.0
+        done_tokens = round(100 * (clock.now - began))
+        shown.in_hand({"a": InHand(done_tokens, 5000, 1000)})
+        shown.tick()
+    assert clock.now - began <= 5
+    lines = [line.partition("] ")[2] for line in stream.getvalue().splitlines()]
+    assert [line.partition(",")[0] for line in lines[:3]] == ["listing", "starting workers", "loading the model"]
+    assert re.fullmatch(r"0 fragments, 0 rows, 100 tokens/s, 8 min left, 0 rejected, 2 workers", lines[-1])
+
+
+def test_what_workers_have_in_hand_is_looked_at_every_second(clock: Clock, stream: io.StringIO) -> None:
+    looked = threading.Event()
+    with Progress(stream=stream, clock=clock, look=looked.set):
+        assert looked.wait(30)

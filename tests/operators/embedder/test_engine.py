@@ -304,3 +304,13 @@ def test_gpu_vectors_are_those_of_the_cpu(compute_dtype: str, least: float) -> N
     on_gpu_ND = Embedder(spec, device="cuda")(input_ids).values_ND
     on_cpu_ND = embed_with("minilm", TEXTS)
     assert cosines(on_gpu_ND, on_cpu_ND).min() >= least
+
+
+def test_tokens_are_told_batch_by_batch(tmp_path: Path) -> None:
+    spec = embedder_spec(write_recipe(checkpoints.tiny_bert(tmp_path / "model")), config_of(), RECIPES)
+    tokens = Tokenizer(spec)(pa.array(TEXTS))
+    told: list[int] = []
+    Embedder(spec, device="cpu", batch_tokens=256)(tokens.input_ids, told.append)
+    assert sum(told) == tokens.num_tokens.sum().as_py()
+    assert len(told) > 3
+    assert max(told) <= 256

@@ -26,7 +26,7 @@ from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
 from operators.embedder.tokens.batching import Batch
 from operators.embedder.tokens.document_offsets import PIECE_CHARS
 from operators.embedder.tokens.tokenizing import Tokenizer
-from operators.embedder.tokens.windows import Group, Windows, check_late, group_chunks, token_spans
+from operators.embedder.tokens.windows import Group, Windows, check_late, group_chunks, token_spans, tokens_read
 from operators.errors import InputError
 from operators.pipeline.late_chunking import late_chunk_columns
 from tests import checkpoints
@@ -333,3 +333,12 @@ def test_overlap_of_windows_is_half_of_one_at_most() -> None:
         check_fits(Chunking(tokens=100, late=True, window_overlap=128), 254)
     assert Chunking(tokens=100, late=True).window_overlap_of(254) == 63
     assert Chunking(tokens=100, late=True).window_overlap_of(8190) == 512
+
+
+def test_tokens_of_windows_are_told_batch_by_batch(tmp_path: Path) -> None:
+    spec = spec_of(checkpoints.tiny_bert(tmp_path / "model"))
+    _, tokens = chunked(TEXTS, Chunking(tokens=12, late=True), Tokenizer(spec))
+    told: list[int] = []
+    Embedder(spec, device="cpu", batch_tokens=128).of_chunks(Windows.of_table(tokens), told.append)
+    assert sum(told) == tokens_read(tokens).sum()
+    assert len(told) > 3

@@ -148,3 +148,18 @@ def test_matryoshka_dims_cut_both_towers(tmp_path: Path) -> None:
     spec = embedder_spec(str(recipe), EmbedderConfig(dims=8), tmp_path)
     whole = ours(spec_of(folder), mixed(), 2048)[:, :8]
     assert np.abs(ours(spec, mixed(), 2048) - whole / np.linalg.norm(whole, axis=1, keepdims=True)).max() <= 1e-6
+
+
+@pytest.mark.parametrize(("make", "batch_tokens"), [(tiny_clip, 64), (tiny_llava, 256)])
+def test_tokens_are_told_of_images_and_of_texts(
+    tmp_path: Path, make: Callable[[Path], Path], batch_tokens: int
+) -> None:
+    spec = spec_of(make(tmp_path / "model"))
+    reader = ImageReader(spec)
+    images = [None if image is None else {"bytes": encoded(image)} for _, image in mixed()]
+    read = reader(pa.table({"text": pa.array([text for text, _ in mixed()], pa.string()), "image": images}))
+    inputs = pa.StructArray.from_arrays([read.input_ids, read.pixels], ["input_ids", "pixels"])
+    told: list[int] = []
+    load_embedder(spec, batch_tokens=batch_tokens, device="cpu")(inputs, told.append)
+    assert sum(told) == read.num_tokens.sum()
+    assert len(told) > 2
