@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.scale_model import HELD_OUT, TOP_K, Costs, Plan, cpu, graph_seconds
-from operators.index.queries import VECTORS_AT_ONCE
+from operators.index.vectors import VECTORS_AT_ONCE
 
 _IN_FLIGHT = 4  # batches of queries searched at once (jobs/searching/pipeline.py)
 _ANSWERS_AT_ONCE = 1 << 20  # queries of a batch times workers (the same)

@@ -18,7 +18,8 @@ from operators.evaluation.encoding import Prompted, Vectors
 from operators.evaluation.retrieval import Run
 from operators.evaluation.tasks import Task
 from operators.index.group import Found
-from operators.index.open import RESULT_COLUMNS, has_refine_store, tuned_settings
+from operators.index.list_costs import finer_store
+from operators.index.open import RESULT_COLUMNS, tuned_settings
 from operators.index.snapshot import IndexSnapshot, read_index
 from operators.storage import locate
 
@@ -91,7 +92,7 @@ def _documents(
             tuned_settings(snapshot),
             None,
             snapshot.identity.spec.larger_is_better,
-            has_refine_store(snapshot.identity),
+            finer_store(snapshot),
         )
         run = _best_chunks(workers, found, query_ids, k, snapshot.identity.spec.larger_is_better)
         if wanted >= most or all(len(documents) >= k for documents in run.values()):

@@ -16,7 +16,8 @@ import ray
 import ray.exceptions
 
 from jobs.indexing.workers import ShardWorker
-from operators.index.group import Found, cut_after_ties, merge, merge_sparse, rank, with_ties
+from operators.index.group import Found, as_given, cut_after_ties, merge, merge_sparse, with_ties
+from operators.index.list_costs import FinerStore
 from operators.index.snapshot import IndexSnapshot, Settings
 from operators.storage import Location
 
@@ -80,30 +81,46 @@ def search_all(
     settings: Settings,
     filter_text: str | None,
     largest: bool,
-    has_refine: bool,
+    finer: FinerStore | None,
 ) -> tuple[Found, float]:
     """Scatter queries to all shards and gather their k best, with the CPU seconds of all workers."""
-    wanted = k * settings.k_factor
-    fetched = with_ties(wanted) if has_refine else k
-    prepared, finding = prepare(workers, vectors, settings)
-    answers = ask(lambda: [w.candidates.remote(prepared, fetched, settings, filter_text) for w in workers])
-    found = merge([part for part, _ in answers], fetched, largest, num_queries)
-    seconds = finding + sum(spent for _, spent in answers)
-    if not has_refine:
-        return found, seconds
-    found = cut_after_ties(found, wanted, largest)
-    ids = ray.put(found.ids_QK)
-    finer = ask(lambda: [w.rescore.remote(vectors, ids) for w in workers])
-    return rank(found, [scores for scores, _ in finer], k, largest), seconds + sum(spent for _, spent in finer)
+    queries = prepare(workers, vectors, settings)
+    seconds = queries.seconds
+
+    def gathered(answers: list[tuple[Found, float]], wanted: int) -> Found:
+        nonlocal seconds
+        seconds += sum(spent for _, spent in answers)
+        return merge([part for part, _ in answers], wanted, largest, num_queries)
+
+    shared, wanted = queries.shared, k * settings.k_factor
+    if finer is not None and finer.compares_all(num_queries, settings):
+        found = gathered(ask(lambda: [w.finest.remote(shared, k, filter_text) for w in workers]), k)
+        return as_given(found, queries.places_Q), seconds
+    fetched = with_ties(wanted) if finer is not None else k
+    answers = ask(lambda: [w.candidates.remote(shared, fetched, settings, filter_text) for w in workers])
+    found = gathered(answers, fetched)
+    if finer is not None:
+        ids = ray.put(cut_after_ties(found, wanted, largest).ids_QK)
+        found = gathered(ask(lambda: [w.refine.remote(shared, ids, k) for w in workers]), k)
+    return as_given(found, queries.places_Q), seconds
 
 
-def prepare(workers: Sequence[Any], vectors: Any, settings: Settings) -> tuple[Any, float]:
-    """Queries with their nearest lists, found by one worker for all (any, so that they share it), and its CPU seconds.
+@dataclass(frozen=True, slots=True)
+class SharedQueries:
+    """Queries with their nearest lists, on Ray's object store."""
+
+    shared: Any  # a reference to `Prepared`
+    places_Q: Any
+    seconds: float  # CPU time that finding the lists took
+
+
+def prepare(workers: Sequence[Any], vectors: Any, settings: Settings) -> SharedQueries:
+    """Queries with their nearest lists, found by one worker for all (any, so that they share it).
 
     They come back here and go out from here: what lies on another node is lost with it.
     """
     [(prepared, seconds)] = ask(lambda: [random.choice(workers).prepare.remote(vectors, settings)])
-    return ray.put(prepared), seconds
+    return SharedQueries(ray.put(prepared), prepared.places_Q, seconds)
 
 
 def ask(calls: Callable[[], list[Any]]) -> list[Any]:

@@ -31,7 +31,7 @@ from operators.index.by_list import BUCKETS_PER_SHARD, Scatter, plan_list_shards
 from operators.index.comparing import Comparison, ShardDiff
 from operators.index.group import Found
 from operators.index.held_out import DRAWN, of_drawn, store_held_out
-from operators.index.open import has_refine_store
+from operators.index.list_costs import finer_store
 from operators.index.planning import bytes_per_row, fixed_bytes
 from operators.index.sampling import Draw, plan_draws
 from operators.index.snapshot import (
@@ -160,14 +160,15 @@ def measure(config: IndexConfig, setup: BuildSetup, snapshot: IndexSnapshot, liv
     truth = merge_truth(truths, live, queries.k, spec.larger_is_better)
     own_Q = _own_ids([t.own_Q for t in truths])
     threads, vectors = config.compute.cpus_per_builder, ray.put(queries.vectors_QD)
-    has_refine = has_refine_store(snapshot.identity)
+    finer = finer_store(snapshot)
+    finer = finer.by_candidates() if finer is not None else None  # settings must hold for a single query too
     with open_shards(setup.index, snapshot, Crew(threads, threads), config.compute.cache_dir) as workers:
 
         def attempt(settings: Settings) -> Trial:
             found, seconds = search_all(
-                workers, vectors, len(own_Q), queries.k + 1, settings, None, spec.larger_is_better, has_refine
+                workers, vectors, len(own_Q), queries.k + 1, settings, None, spec.larger_is_better, finer
             )
-            prepared, _ = prepare(workers, vectors, settings)
+            prepared = prepare(workers, vectors, settings).shared
             scanned = sum(ask(lambda: [w.scanned.remote(prepared, settings) for w in workers]))
             return Trial(without_own(found, own_Q), seconds, scanned)
 

@@ -147,11 +147,17 @@ class ShardWorker:
         """See `ShardGroup.sparse_candidates`."""
         return self._group.sparse_candidates(queries, k, filter_text)
 
-    def rescore(self, queries_QD: Vectors, ids_QC: Any) -> tuple[Any, float]:
-        """See `ShardGroup.rescore`; with the CPU seconds that they took."""
+    def finest(self, prepared: Prepared, k: int, filter_text: str | None = None) -> tuple[Found, float]:
+        """See `ShardGroup.finest`; with the CPU seconds that they took."""
         started = time.process_time()
-        scores_QC = self._group.rescore(queries_QD, ids_QC)
-        return scores_QC, time.process_time() - started
+        found = self._group.finest(prepared, k, filter_text)
+        return found, time.process_time() - started
+
+    def refine(self, prepared: Prepared, ids_QC: Any, k: int) -> tuple[Found, float]:
+        """See `ShardGroup.refine`; with the CPU seconds that they took."""
+        started = time.process_time()
+        found = self._group.refine(prepared, ids_QC, k)
+        return found, time.process_time() - started
 
     def scanned(self, prepared: Prepared, settings: Settings) -> float:
         """See `ShardGroup.scanned`."""

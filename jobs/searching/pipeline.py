@@ -33,9 +33,11 @@ from operators.corpus.units import plan_units
 from operators.embedder.recipe.fingerprint import mapping_digest
 from operators.errors import InputError
 from operators.index.group import settings_for
-from operators.index.open import check_columns, has_refine_store
-from operators.index.queries import TEXTS_AT_ONCE, VECTORS_AT_ONCE
+from operators.index.list_costs import finer_store
+from operators.index.open import check_columns
+from operators.index.queries import TEXTS_AT_ONCE
 from operators.index.snapshot import IndexSnapshot, Settings
+from operators.index.vectors import VECTORS_AT_ONCE
 from operators.storage import Location, delete, exists, iter_files, locate, open_input, upload
 from operators.store.dataset import Identity, encode_schema
 from operators.work.fragment import SourceFile
@@ -127,7 +129,7 @@ def _setup(
         config.filter,
         config.columns,
         snapshot.identity.spec.larger_is_better,
-        bool(snapshot.identity.dim) and has_refine_store(snapshot.identity),
+        finer_store(snapshot),
         batch_rows,
         mode,
         config.fusion,

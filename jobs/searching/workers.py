@@ -22,6 +22,7 @@ from jobs.indexing.open_shards import ask, search_all, search_sparse
 from operators.embedder.sparse_vectors import SparseVectors
 from operators.index.fusion import Fusion, Mode, fuse
 from operators.index.group import Found
+from operators.index.list_costs import FinerStore
 from operators.index.open import RESULT_COLUMNS, result_table
 from operators.index.queries import Queries, read_query_vectors
 from operators.index.snapshot import Settings
@@ -52,7 +53,7 @@ class SearchSetup:
     filter: str | None
     columns: tuple[str, ...]
     larger_is_better: bool
-    has_refine: bool
+    finer: FinerStore | None
     batch_rows: int  # ready vectors searched at once
     mode: Mode
     fusion: Fusion
@@ -151,7 +152,7 @@ def _find_dense(queries_QD: Vectors, k: int, setup: SearchSetup) -> Found:
         setup.settings,
         setup.filter,
         setup.larger_is_better,
-        setup.has_refine,
+        setup.finer,
     )
     return found
 

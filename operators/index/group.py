@@ -1,6 +1,6 @@
 """Some shards of an index in one process, searched as one; and how the answers of several groups become one.
 
-    candidates of every group -> merge -> [finer scores of every group -> rank] -> look up ids
+    candidates of every group -> merge -> [the best of them in every group by finer scores -> merge] -> look up ids
 
 The steps are the same whether one process holds all shards (`Index`) or many workers hold some each: with the same
 trained index the result does not depend on how the vectors are spread. A vector's id is shard number << 40 | ordinal.
@@ -111,17 +111,22 @@ class ShardGroup:
         """Vectors that a query is compared with, in the mean; for graphs the candidates that are kept."""
         return sum(shard.scanned(prepared, settings) for shard in self._shards.values())
 
-    def rescore(self, queries_QD: Vectors, ids_QC: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The finer scores of those ids that belong to this group, NaN for the others."""
-        scores_QC = np.full(ids_QC.shape, np.nan, np.float32)
+    def finest(self, prepared: Prepared, k: int, filter_text: str | None = None) -> Found:
+        """The k best of this group by the finer store, of all vectors in the queries' lists."""
+        parts = []
         for number, shard in self._shards.items():
-            mine = (ids_QC >> SHARD_BITS) == number
-            rows = np.flatnonzero(mine.any(axis=1))
-            if len(rows):
-                ordinals = np.where(mine[rows], _ordinals(ids_QC[rows]), -1)
-                found = shard.rescore(queries_QD[rows], ordinals)
-                scores_QC[rows] = np.where(mine[rows], found, scores_QC[rows])
-        return scores_QC
+            scores_QK, ordinals_QK = shard.finest(prepared, k, self._mask(number, filter_text))
+            parts.append(Found(scores_QK, _with_shard(number, ordinals_QK)))
+        return merge(parts, k, self._identity.spec.larger_is_better, len(prepared.core_QD))
+
+    def refine(self, prepared: Prepared, ids_QC: NDArray[np.int64], k: int) -> Found:
+        """The k best of those candidates that belong to this group, by the finer store."""
+        parts = []
+        for number, shard in self._shards.items():
+            ordinals_QC = np.where((ids_QC >> SHARD_BITS) == number, _ordinals(ids_QC), -1)
+            scores_QK, ordinals_QK = shard.refine(prepared.original_QD, ordinals_QC, k)
+            parts.append(Found(scores_QK, _with_shard(number, ordinals_QK)))
+        return merge(parts, k, self._identity.spec.larger_is_better, len(ids_QC))
 
     def look_up(self, ids: NDArray[np.int64], columns: Sequence[str]) -> tuple[NDArray[np.int64], pa.Table]:
         """Rows of the id maps for those ids that belong to this group, with their places in `ids`."""
@@ -221,15 +226,9 @@ def cut_after_ties(found: Found, wanted: int, largest: bool) -> Found:
     return Found(found.scores_QK, np.where(kept, found.ids_QK, -1))
 
 
-def rank(candidates: Found, finer: Sequence[NDArray[np.float32]], k: int, largest: bool) -> Found:
-    """Order candidates by their finer scores, each given by the group that it belongs to; the k best."""
-    scores_QC = finer[0]
-    for more in finer[1:]:
-        scores_QC = np.where(np.isnan(scores_QC), more, scores_QC)
-    worst = np.float32(-np.inf if largest else np.inf)
-    scores_QC = np.where(candidates.ids_QK >= 0, scores_QC, worst)
-    order = np.argsort(-scores_QC if largest else scores_QC, axis=1, kind="stable")[:, :k]
-    return Found(np.take_along_axis(scores_QC, order, 1), np.take_along_axis(candidates.ids_QK, order, 1))
+def as_given(found: Found, places_Q: NDArray[np.int64] | None) -> Found:
+    """Answers to prepared queries in the order in which the queries were given, which `Prepared.places_Q` tells."""
+    return found if places_Q is None else Found(found.scores_QK[places_Q], found.ids_QK[places_Q])
 
 
 def settings_for(settings: Settings, selected: int, total: int) -> Settings:

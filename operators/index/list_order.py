@@ -1,91 +1,110 @@
 """Search list by list instead of query by query: each inverted list is decoded once for all queries that look into it.
 
 faiss scans a list anew for every query. Where some dozens of queries probe the same list, one matrix product of them
-with the decoded list does the same comparisons 4 times as fast or more (IVF-SQ8; faiss.contrib.big_batch_search has the
-idea, but takes no deleted or filtered rows and prints a line for every list).
+with the decoded list does the same comparisons several times as fast (faiss.contrib.big_batch_search has the idea, but
+takes no deleted or filtered rows and prints a line for every list). The product may be taken with the vectors of the
+finer store: then all vectors of the lists get its scores, which finds no less than ranking the best by small codes.
+
+Memory, besides queries and results: 16 bytes a query and list, 8 MB of decoded vectors, as much again of queries and
+of scores (_BLOCK_BYTES).
+
+Shapes: Q queries of D components, P probed lists a query, N vectors of a block, K results.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.index.codes import Codes, decode, flat_codes, list_codes, list_ids
 from operators.index.library import faiss
 from operators.index.trained import Prepared
 
-# A list costs about 40 microseconds besides its vectors, and scanning it query by query 0.04 more a pair than a product
-# does (SQ8, 384 components): with fewer pairs a list, queries one by one are as fast.
-_MIN_PAIRS_PER_LIST, _MIN_QUERIES_PER_LIST = 2000, 4
-_MATRIX_ELEMENTS = 1 << 23
-
-
-def suits(core: Any, num_queries: int, probes: int) -> bool:
-    """Whether searching by list wins for this many queries."""
-    has_plain_codes = isinstance(core, (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer))
-    per_list = num_queries * probes / core.nlist
-    enough = per_list >= _MIN_QUERIES_PER_LIST and per_list * core.ntotal / core.nlist >= _MIN_PAIRS_PER_LIST
-    return has_plain_codes and enough
+_BLOCK_BYTES = 8 << 20
 
 
 def search_by_list(
-    core: Any, quantizer: Any, queries: Prepared, k: int, mask: NDArray[np.bool_] | None
+    core: Any, finer: Any | None, quantizer: Any, queries: Prepared, k: int, mask: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k best of each query's lists, as `search_preassigned` finds them; -1 where there are fewer.
+    """The k best of each query's lists, best first; -1 where there are fewer.
 
-    `mask` says which ids may be found (None: all).
+    By the lists' own codes, as `search_preassigned` finds them, or by those of a `finer` store. `mask` says which ids
+    may be found (None: all).
     """
     assert queries.lists_QP is not None, "an index with inverted lists prepares them"
     largest = core.metric_type == faiss.METRIC_INNER_PRODUCT
-    heap = faiss.ResultHeap(len(queries.core_QD), k, keep_max=largest)
-    probes = queries.lists_QP.shape[1]
-    lists = queries.lists_QP.reshape(-1)
-    order = np.argsort(lists, kind="stable")
-    ends = np.searchsorted(lists[order], np.arange(core.nlist + 1))
-    for number in range(core.nlist):
-        of_list = order[ends[number] : ends[number + 1]]
-        if not len(of_list):
-            continue
-        ids, vectors = _decode(core, quantizer, number)
-        if mask is not None:
-            kept = mask[ids]
-            ids, vectors = ids[kept], vectors[kept]
-        if not len(ids):
-            continue
-        rows = of_list // probes
-        # All scores into the heaps at once: few of a list's vectors get past a query's best of nearer lists, while
-        # faiss.knn sorts out each list's own best first and takes 4 times as long.
-        step = max(1, _MATRIX_ELEMENTS // len(ids))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            heap.add_result_subset(part, _scores(queries.core_QD[part], vectors, largest), ids)
+    queries_QD = queries.core_QD if finer is None else np.ascontiguousarray(queries.original_QD, np.float32)
+    heap = faiss.ResultHeap(len(queries_QD), k, keep_max=largest)
+    space, some_QD = np.empty(_BLOCK_BYTES // 4, np.float32), _rows_at_once(queries_QD)
+    for number, rows in _queries_of_lists(queries.lists_QP, core.nlist):
+        blocks = _blocks(core, finer, quantizer, number, mask, min(len(space), len(some_QD) * 4))
+        for ids, vectors_ND in blocks:
+            # All scores into the heaps at once: few of a list's vectors get past a query's best of nearer lists, while
+            # faiss.knn sorts out each list's own best first and takes 4 times as long.
+            step = min(len(some_QD), max(1, len(space) // len(ids)))
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                np.take(queries_QD, part, axis=0, out=some_QD[: len(part)], mode="clip")
+                scores_QN = space[: len(part) * len(ids)].reshape(len(part), len(ids))
+                _score(some_QD[: len(part)], vectors_ND, largest, scores_QN)
+                heap.add_result_subset(part, scores_QN, ids)
     heap.finalize()
     return heap.D, heap.I
 
 
-def _scores(queries_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], is_product: bool) -> NDArray[np.float32]:
-    """Inner products or squared distances of all pairs; as one matrix product."""
-    products_QN: NDArray[np.float32] = queries_QD @ vectors_ND.T
+def _rows_at_once(queries_QD: NDArray[np.float32]) -> NDArray[np.float32]:
+    rows = min(len(queries_QD), max(1, _BLOCK_BYTES // (4 * queries_QD.shape[1])))
+    return np.empty((rows, queries_QD.shape[1]), np.float32)
+
+
+def _queries_of_lists(lists_QP: NDArray[np.int64], num_lists: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each list that is looked into, with the queries that do."""
+    probes, lists = lists_QP.shape[1], lists_QP.reshape(-1)
+    order = np.argsort(lists, kind="stable")
+    ends = np.searchsorted(lists[order], np.arange(num_lists + 1))
+    order //= probes
+    for number in np.flatnonzero(np.diff(ends)):
+        yield int(number), order[ends[number] : ends[number + 1]]
+
+
+def _blocks(
+    core: Any, finer: Any | None, quantizer: Any, number: int, mask: NDArray[np.bool_] | None, most: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Ids and vectors of one list, some at a time, without those that may not be found."""
+    all_ids, store = list_ids(core, number), core if finer is None else finer
+    rows = max(1, min(most, _BLOCK_BYTES // (4 * store.d)))
+    for start in range(0, len(all_ids), rows):
+        places = np.arange(start, min(start + rows, len(all_ids)))
+        if mask is not None:
+            places = places[mask[all_ids[places]]]
+        if not len(places):
+            continue
+        ids = all_ids[places]
+        if finer is not None:
+            yield ids, decode(finer, np.take(flat_codes(finer), ids, axis=0))
+            continue
+        vectors_ND = decode(core, _some(list_codes(core, number), places))
+        has_residuals = not isinstance(core, faiss.IndexIVFFlat) and core.by_residual
+        yield ids, vectors_ND + quantizer.reconstruct(number) if has_residuals else vectors_ND
+
+
+def _some(codes: Codes, places: NDArray[np.int64]) -> Codes:
+    """Codes at ascending places, a view where none is left out."""
+    first, end = int(places[0]), int(places[-1]) + 1
+    return codes[first:end] if end - first == len(places) else codes[places]
+
+
+def _score(
+    queries_QD: NDArray[np.float32], vectors_ND: NDArray[np.float32], is_product: bool, out_QN: NDArray[np.float32]
+) -> None:
+    """Inner products or squared distances of all pairs, as one matrix product."""
+    np.matmul(queries_QD, vectors_ND.T, out=out_QN)
     if is_product:
-        return products_QN
-    products_QN *= -2
-    products_QN += np.einsum("qd,qd->q", queries_QD, queries_QD)[:, None]
-    products_QN += np.einsum("nd,nd->n", vectors_ND, vectors_ND)
-    return np.maximum(products_QN, 0, out=products_QN)
-
-
-def _decode(core: Any, quantizer: Any, number: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Ids and vectors of one list."""
-    lists = core.invlists
-    size = lists.list_size(number)
-    if not size:
-        return np.empty(0, np.int64), np.empty((0, core.d), np.float32)
-    ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
-    codes = faiss.rev_swig_ptr(lists.get_codes(number), size * core.code_size).reshape(size, core.code_size)
-    if isinstance(core, faiss.IndexIVFFlat):
-        return ids, codes.view(np.float32)
-    vectors: NDArray[np.float32] = core.sq.decode(codes)
-    if core.by_residual:
-        vectors += quantizer.reconstruct(number)
-    return ids, vectors
+        return
+    out_QN *= -2
+    out_QN += np.einsum("qd,qd->q", queries_QD, queries_QD)[:, None]
+    out_QN += np.einsum("nd,nd->n", vectors_ND, vectors_ND)
+    np.maximum(out_QN, 0, out=out_QN)

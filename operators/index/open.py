@@ -17,10 +17,10 @@ import pyarrow as pa
 from operators.embedder.sparse_vectors import SparseVectors
 from operators.errors import InputError
 from operators.index.fusion import Fusion, fuse
-from operators.index.group import Found, ShardGroup, cut_after_ties, rank, settings_for, with_ties
+from operators.index.group import Found, ShardGroup, as_given, cut_after_ties, settings_for, with_ties
+from operators.index.list_costs import finer_store
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, Settings, read_index
-from operators.index.spec import make_index, take_apart
-from operators.index.vectors import Vectors
+from operators.index.vectors import VECTORS_AT_ONCE, Vectors
 from operators.storage import Location, locate
 
 RESULT_COLUMNS = ("doc_id", "chunk")
@@ -35,7 +35,7 @@ class Index:
     ) -> None:
         self.location, self.snapshot = location, snapshot
         self._group = ShardGroup(location, snapshot, range(len(snapshot.shards)), cache, threads)
-        self._has_refine = bool(snapshot.identity.dim) and has_refine_store(snapshot.identity)
+        self._finer = finer_store(snapshot)
 
     @property
     def identity(self) -> IndexIdentity:
@@ -128,14 +128,23 @@ class Index:
             raise InputError(f"ask for at least one result: k is {k}")
         if filter is not None:
             settings = settings_for(settings, self._group.select(filter), self.snapshot.num_vectors)
+        parts = [
+            self._find(queries_QD[start : start + VECTORS_AT_ONCE], k, settings, filter)
+            for start in range(0, max(1, len(queries_QD)), VECTORS_AT_ONCE)
+        ]
+        scores = np.concatenate([part.scores_QK for part in parts])
+        return Found(scores, np.concatenate([part.ids_QK for part in parts]))
+
+    def _find(self, queries_QD: Vectors, k: int, settings: Settings, filter: str | None) -> Found:
         prepared = self._group.prepare(queries_QD, settings)
-        if not self._has_refine:
-            return self._group.candidates(prepared, k, settings, filter)
+        if self._finer is None:
+            return as_given(self._group.candidates(prepared, k, settings, filter), prepared.places_Q)
+        if self._finer.compares_all(len(queries_QD), settings):
+            return as_given(self._group.finest(prepared, k, filter), prepared.places_Q)
         wanted = k * settings.k_factor
         candidates = self._group.candidates(prepared, with_ties(wanted), settings, filter)
         candidates = cut_after_ties(candidates, wanted, self.identity.spec.larger_is_better)
-        finer = self._group.rescore(queries_QD, candidates.ids_QK)
-        return rank(candidates, [finer], k, self.identity.spec.larger_is_better)
+        return as_given(self._group.refine(prepared, candidates.ids_QK, k), prepared.places_Q)
 
     def find_document(self, doc_id: str, columns: Sequence[str]) -> pa.Table:
         """The vectors of a document: `columns` of the id maps, and the number of the shard of each."""
@@ -165,11 +174,6 @@ def open_index(
 def tuned_settings(snapshot: IndexSnapshot) -> Settings:
     """The settings that recall was measured for; faiss's own where it was not."""
     return snapshot.recall.chosen.settings if snapshot.recall is not None else Settings(nprobe=16, k_factor=8)
-
-
-def has_refine_store(identity: IndexIdentity) -> bool:
-    """Whether candidates are ranked by a finer store."""
-    return not identity.spec.is_binary and take_apart(make_index(identity.spec)).refine is not None
 
 
 def sparse_queries(given: Any, num_ids: int) -> SparseVectors:

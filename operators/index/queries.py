@@ -19,11 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from operators.corpus.listing import list_source
 from operators.corpus.source import Source, format_of
 from operators.errors import InputError
-from operators.index.vectors import Vectors, VectorSpace
+from operators.index.vectors import VECTORS_AT_ONCE, Vectors, VectorSpace
 from operators.storage import locate, open_input
 
 TEXTS_AT_ONCE = 8192
-VECTORS_AT_ONCE = 32768  # the more queries look into each list, the less a list's decoding costs each of them
 
 
 class Queries(BaseModel):

@@ -5,6 +5,7 @@ Shapes: Q queries of D components, K results, C candidates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from numpy.typing import NDArray
 
 from operators.errors import InputError
 from operators.index.library import faiss
-from operators.index.list_order import search_by_list, suits
+from operators.index.list_costs import suits
+from operators.index.list_order import search_by_list
+from operators.index.refining import best_candidates
+from operators.index.scanning import prepare_scan, scan
 from operators.index.snapshot import Settings, ShardRecord
 from operators.index.spec import Parts, take_apart
 from operators.index.trained import Prepared, Trained, check_same_training, read_faiss
 from operators.index.vectors import Vectors
 
 Mask = NDArray[np.bool_]
-_DECODED_AT_ONCE = 1 << 11  # vectors of the refine store; as floats they should stay in the CPU's cache
+Best = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and ordinals [Q, K], best first, -1 where there are fewer
 
 
 class Shard:
@@ -48,10 +52,9 @@ class Shard:
             core.own_fields = False  # the quantizer belongs to the trained index
             core.quantizer = shared
         self._quantizer = faiss.downcast_index(core.quantizer)
+        prepare_scan(core)
 
-    def candidates(
-        self, queries: Prepared, k: int, settings: Settings, mask: Mask | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def candidates(self, queries: Prepared, k: int, settings: Settings, mask: Mask | None) -> Best:
         """The k best by the shard's codes, best first: scores and ordinals [Q, k], -1 where there are fewer.
 
         `mask` says which ordinals may be found (None: all).
@@ -61,11 +64,8 @@ class Shard:
             return self._none(len(queries.core_QD), k)
         if self.parts.is_ivf:
             assert queries.lists_QP is not None, "an index with inverted lists prepares them"
-            if self.record.lists is not None:
-                return self._routed(queries, k, mask)
-            if suits(core, len(queries.core_QD), queries.lists_QP.shape[1]):
-                return search_by_list(core, self._quantizer, queries, k, mask)
-            return _search_lists(core, queries, k, _selector(mask))
+            by_list = suits(core, len(queries.core_QD), queries.lists_QP.shape[1])
+            return self._of_lists(queries, k, mask, self._by_list if by_list else self._scanned)
         index, back = self._selecting(mask)
         params = self._params(index, settings, mask if back is None else None)
         found = index.search(queries.core_QD, k, params=params) if params else index.search(queries.core_QD, k)
@@ -75,26 +75,35 @@ class Shard:
         scores_QK[ordinals_QK < 0] = -np.inf if self._spec.larger_is_better else np.inf
         return scores_QK, ordinals_QK
 
-    def _routed(self, queries: Prepared, k: int, mask: Mask | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Search those queries that look into lists of this shard; the others find nothing here."""
+    def finest(self, queries: Prepared, k: int, mask: Mask | None) -> Best:
+        """The k best of all vectors in the queries' lists by the finer store, as if all of them were candidates."""
+        assert self.parts.refine is not None, "only an index with a refine store has finer scores"
+        if not self.record.rows or (mask is not None and not mask.any()):
+            return self._none(len(queries.core_QD), k)
+        return self._of_lists(queries, k, mask, self._finer_by_list)
+
+    def _of_lists(
+        self, queries: Prepared, k: int, mask: Mask | None, search: Callable[[Prepared, int, Mask | None], Best]
+    ) -> Best:
+        """Search with those queries that look into lists of this shard; the others find nothing here."""
+        if self.record.lists is None:
+            return search(queries, k, mask)
         assert queries.lists_QP is not None, "an index with inverted lists prepares them"
-        assert queries.coarse_QP is not None, "as above"
-        assert self.record.lists is not None, "a shard by list"
         first, end = self.record.lists
         rows = np.flatnonzero(((queries.lists_QP >= first) & (queries.lists_QP < end)).any(axis=1))
         scores_QK, ordinals_QK = self._none(len(queries.core_QD), k)
         if len(rows):
-            mine = Prepared(
-                queries.original_QD[rows], queries.core_QD[rows], queries.lists_QP[rows], queries.coarse_QP[rows]
-            )
-            by_list = suits(self.parts.core, len(queries.core_QD), queries.lists_QP.shape[1])
-            found = (
-                search_by_list(self.parts.core, self._quantizer, mine, k, mask)
-                if by_list
-                else _search_lists(self.parts.core, mine, k, _selector(mask))
-            )
-            scores_QK[rows], ordinals_QK[rows] = found
+            scores_QK[rows], ordinals_QK[rows] = search(queries.take(rows), k, mask)
         return scores_QK, ordinals_QK
+
+    def _by_list(self, queries: Prepared, k: int, mask: Mask | None) -> Best:
+        return search_by_list(self.parts.core, None, self._quantizer, queries, k, mask)
+
+    def _finer_by_list(self, queries: Prepared, k: int, mask: Mask | None) -> Best:
+        return search_by_list(self.parts.core, self.parts.refine, self._quantizer, queries, k, mask)
+
+    def _scanned(self, queries: Prepared, k: int, mask: Mask | None) -> Best:
+        return scan(self.parts.core, queries, k, _selector(mask))
 
     def scanned(self, queries: Prepared, settings: Settings) -> float:
         """Vectors that a query is compared with, in the mean; for graphs the candidates that are kept."""
@@ -107,27 +116,12 @@ class Shard:
         is_graph = isinstance(core, (faiss.IndexHNSW, faiss.IndexBinaryHNSW))
         return float(min(self.record.rows, settings.ef) if is_graph else self.record.rows)
 
-    def rescore(self, queries_QD: Vectors, ordinals_QC: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores of these vectors by the finer store, in the order given; only where an ordinal is not -1."""
-        refine = self.parts.refine
-        assert refine is not None, "only an index with a refine store has finer scores"
-        num_queries, count = ordinals_QC.shape
-        scores_QC = np.empty(ordinals_QC.shape, np.float32)
-        rows, codes = max(1, _DECODED_AT_ONCE // count), _codes(refine)
-        if isinstance(refine, faiss.IndexFlat):  # no decoding: its codes are the vectors
-            return _score_by_place(self._spec.larger_is_better, queries_QD, codes.view(np.float32), ordinals_QC)
-        for start in range(0, num_queries, rows):
-            part = ordinals_QC[start : start + rows]
-            present = part >= 0
-            decoded = _decoded(refine, np.take(codes, part[present], axis=0))
-            places = np.full(part.shape, -1, np.int64)
-            places[present] = np.arange(len(decoded))
-            scores_QC[start : start + rows] = _score_by_place(
-                self._spec.larger_is_better, queries_QD[start : start + rows], decoded, places
-            )
-        return scores_QC
+    def refine(self, queries_QD: Vectors, ordinals_QC: NDArray[np.int64], k: int) -> Best:
+        """The k best of these vectors by the finer store, best first; an ordinal of -1 is none."""
+        assert self.parts.refine is not None, "only an index with a refine store has finer scores"
+        return best_candidates(self.parts.refine, self._spec.larger_is_better, queries_QD, ordinals_QC, k)
 
-    def _none(self, num_queries: int, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _none(self, num_queries: int, k: int) -> Best:
         worst = -np.inf if self._spec.larger_is_better else np.inf
         return np.full((num_queries, k), worst, np.float32), np.full((num_queries, k), -1, np.int64)
 
@@ -161,71 +155,5 @@ class Shard:
         return inner, np.arange(self.record.rows) if back is None else back
 
 
-def _search_lists(core: Any, queries: Prepared, k: int, selector: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """faiss's own scan of the prepared lists; by the C++ function, since its Python wrapper takes no parameters."""
-    assert queries.lists_QP is not None, "an index with inverted lists prepares them"
-    count = len(queries.core_QD)
-    scores_QK, ordinals_QK = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
-    lists_QP = np.ascontiguousarray(queries.lists_QP, np.int64)
-    coarse_QP = np.ascontiguousarray(queries.coarse_QP, np.float32)
-    chosen = {} if selector is None else {"sel": selector}
-    params = faiss.SearchParametersIVF(nprobe=lists_QP.shape[1], **chosen)
-    pointer = faiss.swig_ptr
-    core.search_preassigned_c(
-        count,
-        pointer(queries.core_QD),
-        k,
-        pointer(lists_QP),
-        pointer(coarse_QP),
-        pointer(scores_QK),
-        pointer(ordinals_QK),
-        False,
-        params,
-    )
-    return scores_QK, ordinals_QK
-
-
 def _selector(mask: Mask | None) -> Any:
     return None if mask is None else faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-
-
-def _codes(flat: Any) -> NDArray[np.uint8]:
-    """All codes of a flat store as a view of its memory or mapping."""
-    size = flat.sa_code_size()
-    view: NDArray[np.uint8] = faiss.rev_swig_ptr(flat.codes.data(), flat.ntotal * size).reshape(-1, size)
-    return view
-
-
-def _decoded(flat: Any, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The vectors of a flat store's codes."""
-    if not (isinstance(flat, faiss.IndexScalarQuantizer) and flat.sq.qtype == faiss.ScalarQuantizer.QT_fp16):
-        vectors: NDArray[np.float32] = flat.sa_decode(codes)
-        return vectors
-    # A half's bits moved to a float's places, its exponent's bias mended by a product: 4 times as fast as sa_decode
-    # (0.10 instead of 0.44 us for 384 components), and the same but for infinities.
-    vectors = np.empty((len(codes), flat.d), np.float32)
-    bits = vectors.view(np.uint32)
-    bits[:] = codes.view(np.int16)
-    np.left_shift(bits, 13, out=bits)
-    bits &= np.uint32(0x8FFFE000)  # the sign, which came along to the left, and what was moved
-    vectors *= np.float32(2.0**112)
-    return vectors
-
-
-def _score_by_place(
-    is_product: bool, queries_QD: Vectors, vectors_PD: Vectors, places_QC: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Score of query q with vector places[q, c]; undefined where that is -1."""
-    scores_QC = np.empty(places_QC.shape, np.float32)
-    queries_QD, places_QC = np.ascontiguousarray(queries_QD, np.float32), np.ascontiguousarray(places_QC, np.int64)
-    score = faiss.fvec_inner_products_by_idx if is_product else faiss.fvec_L2sqr_by_idx
-    pointer = faiss.swig_ptr
-    score(
-        pointer(scores_QC),
-        pointer(queries_QD),
-        pointer(vectors_PD),
-        pointer(places_QC),
-        queries_QD.shape[1],
-        *places_QC.shape,
-    )
-    return scores_QC

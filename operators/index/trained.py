@@ -9,7 +9,7 @@ Shapes: Q queries of D components, P probed lists a query.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,38 @@ from operators.storage.cache import Cache
 
 # Vectors among which the nearest of 2 centroids is looked for through a graph: recall of the right list 0.96 and more.
 _GRAPH_EF = 64
+_ORDERED_FROM = 256  # queries; fewer share too little for their order to matter
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Queries as the shards take them."""
+    """Queries as the shards take them.
+
+    Many are put into the order of their nearest lists: what one query reads, the next finds in the CPU's cache.
+    """
 
     original_QD: Vectors
     core_QD: Vectors  # after the index's transforms
-    lists_QP: NDArray[np.int64] | None  # nearest lists; None where the index has none
-    coarse_QP: NDArray[np.float32] | None  # distances to their centroids
+    lists_QP: NDArray[np.int64] | None = None  # nearest lists; None where the index has none
+    coarse_QP: NDArray[np.float32] | None = None  # distances to their centroids
+    places_Q: NDArray[np.int64] | None = None  # where each of the queries as they were given stands; None: in its place
+
+    def take(self, rows: NDArray[np.int64]) -> Prepared:
+        """Some of the queries."""
+        assert self.lists_QP is not None, "there are lists to choose queries by"
+        assert self.coarse_QP is not None, "as above"
+        same = self.core_QD is self.original_QD
+        original_QD = self.original_QD[rows]
+        core_QD = original_QD if same else self.core_QD[rows]
+        return Prepared(original_QD, core_QD, self.lists_QP[rows], self.coarse_QP[rows])
+
+    def by_nearest_list(self) -> Prepared:
+        """The same queries in the order of their nearest lists."""
+        assert self.lists_QP is not None, "as in take"
+        order_Q = np.argsort(self.lists_QP[:, 0], kind="stable")
+        places_Q = np.empty_like(order_Q)
+        places_Q[order_Q] = np.arange(len(order_Q))
+        return replace(self.take(order_Q), places_Q=places_Q)
 
 
 class Trained:
@@ -50,10 +72,10 @@ class Trained:
     def prepare(self, queries_QD: Vectors, nprobe: int) -> Prepared:
         """Transform queries and find their nearest lists."""
         if self.spec.is_binary:
-            return Prepared(queries_QD, queries_QD, None, None)
+            return Prepared(queries_QD, queries_QD)
         core_QD = np.ascontiguousarray(self.parts.transform(queries_QD), np.float32)
         if not self.parts.is_ivf:
-            return Prepared(queries_QD, core_QD, None, None)
+            return Prepared(queries_QD, core_QD)
         probes = max(1, min(nprobe, self.num_lists))
         quantizer = faiss.downcast_index(self.parts.core.quantizer)
         if isinstance(quantizer, faiss.IndexHNSW):
@@ -61,7 +83,8 @@ class Trained:
             coarse_QP, lists_QP = quantizer.search(core_QD, probes, params=params)
         else:
             coarse_QP, lists_QP = quantizer.search(core_QD, probes)
-        return Prepared(queries_QD, core_QD, lists_QP, coarse_QP)
+        prepared = Prepared(queries_QD, core_QD, lists_QP, coarse_QP)
+        return prepared.by_nearest_list() if len(queries_QD) >= _ORDERED_FROM else prepared
 
     def nearest_lists(self, vectors_ND: Vectors) -> NDArray[np.int64]:
         """The inverted list that each vector belongs to."""

@@ -24,6 +24,7 @@ from operators.store.fragments import FragmentRecord, data_file
 
 Vectors = NDArray[Any]  # float32 [N, D], or uint8 [N, D / 8] for binary vectors
 ROWS_PER_BLOCK = 16384
+VECTORS_AT_ONCE = 32768  # queries; the more look into each list, the less a list's decoding costs each of them
 
 
 @dataclass(frozen=True, slots=True)
