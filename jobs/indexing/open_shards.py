@@ -93,10 +93,10 @@ def search_all(
         return merge([part for part, _ in answers], wanted, largest, num_queries)
 
     shared, wanted = queries.shared, k * settings.k_factor
-    if finer is not None and finer.compares_all(num_queries, settings):
+    fetched = with_ties(wanted) if finer is not None else k
+    if finer is not None and finer.compares_all(num_queries, fetched, settings):
         found = gathered(ask(lambda: [w.finest.remote(shared, k, filter_text) for w in workers]), k)
         return as_given(found, queries.places_Q), seconds
-    fetched = with_ties(wanted) if finer is not None else k
     answers = ask(lambda: [w.candidates.remote(shared, fetched, settings, filter_text) for w in workers])
     found = gathered(answers, fetched)
     if finer is not None:

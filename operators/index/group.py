@@ -226,6 +226,14 @@ def cut_after_ties(found: Found, wanted: int, largest: bool) -> Found:
     return Found(found.scores_QK, np.where(kept, found.ids_QK, -1))
 
 
+def joined(parts: Sequence[Found]) -> Found:
+    """The answers to runs of queries, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    scores_QK = np.concatenate([part.scores_QK for part in parts])
+    return Found(scores_QK, np.concatenate([part.ids_QK for part in parts]))
+
+
 def as_given(found: Found, places_Q: NDArray[np.int64] | None) -> Found:
     """Answers to prepared queries in the order in which the queries were given, which `Prepared.places_Q` tells."""
     return found if places_Q is None else Found(found.scores_QK[places_Q], found.ids_QK[places_Q])

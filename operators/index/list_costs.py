@@ -1,6 +1,9 @@
 """Whether a batch of queries is searched list by list (operators.index.list_order) or scanned query by query.
 
-The first costs something for each list, each query that looks into it and each of its vectors, and less for each pair.
+By list, each list, each query that looks into it and each of its vectors costs something besides, and each pair of
+query and vector less, or more: that depends on the kind of codes, and on how many queries share a list.
+
+Nanoseconds on one core, measured with 384 components on a CPU with AVX-512.
 """
 
 from __future__ import annotations
@@ -13,36 +16,50 @@ from operators.index.library import faiss
 from operators.index.snapshot import IndexSnapshot, Settings
 from operators.index.spec import make_index, take_apart
 
-# Nanoseconds, measured at 384 components on one core (AVX-512; with AVX2 all of them grow alike).
-_LIST, _QUERY, _VECTOR, _SCORE = 40_000, 200, 150, 0.6
-_PRODUCT = 0.018  # a component of a pair, in a matrix product
-_SCALAR, _TABLE, _BITS = 0.1, 0.36, 0.05  # a component of scalar codes, a look-up in a PQ's table, a bit of RaBitQ
+_LIST, _LIST_QUERY, _LIST_VECTOR = 55_000, 0.5, 0.4  # by list: a list; a component of one of its queries, vectors
+_PRODUCT, _SCORE = 0.018, 1.5  # a component of a pair; its score, which may be one of the best
+_CANDIDATE = 180  # to be kept until the scan's end, and to be ranked by the finer store
+_SKEW = 1.5  # vectors in the lists that queries look into, to those of a mean list
 
 
 @dataclass(frozen=True, slots=True)
 class ScanCost:
-    """What comparing a query with one vector of a list takes, both ways."""
+    """What it takes to scan an index's lists query by query."""
 
     dim: int
     num_lists: int
-    scan_ns: float
+    query_ns: float  # tables for it
+    list_ns: float  # tables for a query and a list
+    vector_ns: float
 
     @staticmethod
     def of(core: Any) -> ScanCost:
         """The costs of an index with inverted lists, by its kind."""
         if isinstance(core, faiss.IndexIVFPQ):
-            return ScanCost(core.d, core.nlist, _TABLE * core.pq.M)
+            return ScanCost(core.d, core.nlist, 13 * core.d, 0, 0.31 * core.pq.M)
         if isinstance(core, (faiss.IndexIVFRaBitQ, faiss.IndexIVFRaBitQFastScan)):
-            return ScanCost(core.d, core.nlist, _BITS * core.d)
+            return ScanCost(core.d, core.nlist, 0, 6.5 * core.d, 0.02 * core.d)
         if isinstance(core, faiss.IndexIVFFastScan):
-            return ScanCost(core.d, core.nlist, 0.0)  # as fast as the products
-        return ScanCost(core.d, core.nlist, _SCALAR * core.d)
+            return ScanCost(core.d, core.nlist, 13 * core.d, 0, 0.036 * core.M)
+        return ScanCost(core.d, core.nlist, 0, 0, 0.1 * core.d)
 
-    def prefers_lists(self, num_queries: int, probes: int, num_vectors: float) -> bool:
-        """Whether so many queries are answered sooner list by list, by a shard of so many vectors."""
-        queries, vectors = num_queries * probes / self.num_lists, num_vectors / self.num_lists
-        saved = queries * vectors * (self.scan_ns - _PRODUCT * self.dim - _SCORE)
-        return saved > _LIST + (queries * _QUERY + vectors * _VECTOR) * self.dim / 384
+    def prefers_lists(self, num_queries: int, probes: int, num_vectors: float, candidates: int = 0) -> bool:
+        """Whether so many queries are answered sooner list by list, by a shard of so many vectors.
+
+        `candidates` of each query would be ranked by a finer store, if they were not.
+        """
+        if num_queries * probes < self.num_lists:
+            return False
+        vectors = num_vectors / self.num_lists
+        pairs = probes * vectors * _SKEW
+        lists = min(self.num_lists, num_queries * probes) / num_queries
+        scanned = self.query_ns + probes * self.list_ns + pairs * self.vector_ns + candidates * _CANDIDATE
+        by_list = (
+            pairs * (_PRODUCT * self.dim + _SCORE)
+            + probes * _LIST_QUERY * self.dim
+            + lists * (_LIST + vectors * _LIST_VECTOR * self.dim)
+        )
+        return by_list < scanned
 
 
 def suits(core: Any, num_queries: int, probes: int) -> bool:
@@ -54,19 +71,20 @@ def suits(core: Any, num_queries: int, probes: int) -> bool:
 class FinerStore:
     """How the candidates of an index's small codes are ranked, as far as it is known before its shards are open."""
 
-    cost: ScanCost | None  # None: there are no inverted lists, or all candidates are always found by the small codes
+    cost: ScanCost | None  # None: there are no inverted lists, or all candidates are to be found by the small codes
     shard_vectors: float  # in the mean
 
-    def compares_all(self, num_queries: int, settings: Settings) -> bool:
-        """Whether all vectors of the lists of so many queries are compared by the finer store.
+    def compares_all(self, num_queries: int, candidates: int, settings: Settings) -> bool:
+        """Whether so many queries are compared by the finer store with all vectors of their lists.
 
-        What is found is a little better than with candidates by the small codes, and the same for any number of shards.
+        They find no less than with candidates by the small codes, and the same for any number of shards.
         """
-        return self.cost is not None and self.cost.prefers_lists(num_queries, settings.nprobe, self.shard_vectors)
+        if self.cost is None:
+            return False
+        return self.cost.prefers_lists(num_queries, settings.nprobe, self.shard_vectors, candidates)
 
     def by_candidates(self) -> FinerStore:
-        """The same for queries that must find what a single one finds, however many they are: those that settings are
-        chosen by."""
+        """The same for queries that settings are chosen by: they find what a single one does, however many they are."""
         return replace(self, cost=None)
 
 
@@ -78,7 +96,5 @@ def finer_store(snapshot: IndexSnapshot) -> FinerStore | None:
     parts = take_apart(make_index(identity.spec))
     if parts.refine is None:
         return None
-    return FinerStore(
-        ScanCost.of(parts.core) if parts.is_ivf else None,
-        sum(shard.rows for shard in snapshot.shards) / max(1, len(snapshot.shards)),
-    )
+    cost = ScanCost.of(parts.core) if parts.is_ivf else None
+    return FinerStore(cost, sum(shard.rows for shard in snapshot.shards) / max(1, len(snapshot.shards)))

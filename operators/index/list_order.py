@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.index.codes import Codes, decode, flat_codes, list_codes, list_ids
+from operators.index.codes import decode, flat_codes, list_codes, list_ids
 from operators.index.library import faiss
 from operators.index.trained import Prepared
 
@@ -38,26 +38,29 @@ def search_by_list(
     largest = core.metric_type == faiss.METRIC_INNER_PRODUCT
     queries_QD = queries.core_QD if finer is None else np.ascontiguousarray(queries.original_QD, np.float32)
     heap = faiss.ResultHeap(len(queries_QD), k, keep_max=largest)
-    space, some_QD = np.empty(_BLOCK_BYTES // 4, np.float32), _rows_at_once(queries_QD)
+    # Both are filled anew for every list, since new memory costs as much as what is done with it.
+    some_QD = np.empty((min(len(queries_QD), _block_rows(queries_QD.shape[1])), queries_QD.shape[1]), np.float32)
+    scores = np.empty(_BLOCK_BYTES // 4, np.float32)
+    scores_pointer = faiss.swig_ptr(scores)
     for number, rows in _queries_of_lists(queries.lists_QP, core.nlist):
-        blocks = _blocks(core, finer, quantizer, number, mask, min(len(space), len(some_QD) * 4))
-        for ids, vectors_ND in blocks:
+        for ids, vectors_ND in _blocks(core, finer, quantizer, number, mask):
             # All scores into the heaps at once: few of a list's vectors get past a query's best of nearer lists, while
             # faiss.knn sorts out each list's own best first and takes 4 times as long.
-            step = min(len(some_QD), max(1, len(space) // len(ids)))
+            count, ids_pointer = len(ids), faiss.swig_ptr(ids)
+            step = min(len(some_QD), len(scores) // count)
             for start in range(0, len(rows), step):
                 part = rows[start : start + step]
-                np.take(queries_QD, part, axis=0, out=some_QD[: len(part)], mode="clip")
-                scores_QN = space[: len(part) * len(ids)].reshape(len(part), len(ids))
-                _score(some_QD[: len(part)], vectors_ND, largest, scores_QN)
-                heap.add_result_subset(part, scores_QN, ids)
+                part_QD = np.take(queries_QD, part, axis=0, out=some_QD[: len(part)], mode="clip")
+                _score(part_QD, vectors_ND, largest, scores[: len(part) * count].reshape(-1, count))
+                heap.heaps.addn_query_subset_with_ids(
+                    len(part), faiss.swig_ptr(part), count, scores_pointer, ids_pointer, 0
+                )
     heap.finalize()
     return heap.D, heap.I
 
 
-def _rows_at_once(queries_QD: NDArray[np.float32]) -> NDArray[np.float32]:
-    rows = min(len(queries_QD), max(1, _BLOCK_BYTES // (4 * queries_QD.shape[1])))
-    return np.empty((rows, queries_QD.shape[1]), np.float32)
+def _block_rows(dim: int) -> int:
+    return max(1, _BLOCK_BYTES // (4 * dim))
 
 
 def _queries_of_lists(lists_QP: NDArray[np.int64], num_lists: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -66,35 +69,31 @@ def _queries_of_lists(lists_QP: NDArray[np.int64], num_lists: int) -> Iterator[t
     order = np.argsort(lists, kind="stable")
     ends = np.searchsorted(lists[order], np.arange(num_lists + 1))
     order //= probes
-    for number in np.flatnonzero(np.diff(ends)):
-        yield int(number), order[ends[number] : ends[number + 1]]
+    for number in np.flatnonzero(np.diff(ends)).tolist():
+        yield number, order[ends[number] : ends[number + 1]]
 
 
 def _blocks(
-    core: Any, finer: Any | None, quantizer: Any, number: int, mask: NDArray[np.bool_] | None, most: int
+    core: Any, finer: Any | None, quantizer: Any, number: int, mask: NDArray[np.bool_] | None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Ids and vectors of one list, some at a time, without those that may not be found."""
-    all_ids, store = list_ids(core, number), core if finer is None else finer
-    rows = max(1, min(most, _BLOCK_BYTES // (4 * store.d)))
+    all_ids = list_ids(core, number)
+    codes = list_codes(core, number) if finer is None else flat_codes(finer)
+    rows = _block_rows(core.d if finer is None else finer.d)
     for start in range(0, len(all_ids), rows):
-        places = np.arange(start, min(start + rows, len(all_ids)))
-        if mask is not None:
-            places = places[mask[all_ids[places]]]
-        if not len(places):
+        ids = all_ids[start : start + rows]
+        kept = None if mask is None else mask[ids]
+        if kept is not None:
+            ids = ids[kept]
+        if not len(ids):
             continue
-        ids = all_ids[places]
         if finer is not None:
-            yield ids, decode(finer, np.take(flat_codes(finer), ids, axis=0))
+            yield ids, decode(finer, np.take(codes, ids, axis=0))
             continue
-        vectors_ND = decode(core, _some(list_codes(core, number), places))
+        part = codes[start : start + rows]
+        vectors_ND = decode(core, part if kept is None else part[kept])
         has_residuals = not isinstance(core, faiss.IndexIVFFlat) and core.by_residual
         yield ids, vectors_ND + quantizer.reconstruct(number) if has_residuals else vectors_ND
-
-
-def _some(codes: Codes, places: NDArray[np.int64]) -> Codes:
-    """Codes at ascending places, a view where none is left out."""
-    first, end = int(places[0]), int(places[-1]) + 1
-    return codes[first:end] if end - first == len(places) else codes[places]
 
 
 def _score(

@@ -17,7 +17,7 @@ import pyarrow as pa
 from operators.embedder.sparse_vectors import SparseVectors
 from operators.errors import InputError
 from operators.index.fusion import Fusion, fuse
-from operators.index.group import Found, ShardGroup, as_given, cut_after_ties, settings_for, with_ties
+from operators.index.group import Found, ShardGroup, as_given, cut_after_ties, joined, settings_for, with_ties
 from operators.index.list_costs import finer_store
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, Settings, read_index
 from operators.index.vectors import VECTORS_AT_ONCE, Vectors
@@ -25,6 +25,7 @@ from operators.storage import Location, locate
 
 RESULT_COLUMNS = ("doc_id", "chunk")
 RRF = Fusion()
+_RANKED_AT_ONCE = 1024  # queries whose candidates are held at once: 1.4 MB of a hundred each
 
 
 class Index:
@@ -132,19 +133,21 @@ class Index:
             self._find(queries_QD[start : start + VECTORS_AT_ONCE], k, settings, filter)
             for start in range(0, max(1, len(queries_QD)), VECTORS_AT_ONCE)
         ]
-        scores = np.concatenate([part.scores_QK for part in parts])
-        return Found(scores, np.concatenate([part.ids_QK for part in parts]))
+        return joined(parts)
 
     def _find(self, queries_QD: Vectors, k: int, settings: Settings, filter: str | None) -> Found:
         prepared = self._group.prepare(queries_QD, settings)
         if self._finer is None:
             return as_given(self._group.candidates(prepared, k, settings, filter), prepared.places_Q)
-        if self._finer.compares_all(len(queries_QD), settings):
+        wanted, largest = k * settings.k_factor, self.identity.spec.larger_is_better
+        fetched = with_ties(wanted)
+        if self._finer.compares_all(len(queries_QD), fetched, settings):
             return as_given(self._group.finest(prepared, k, filter), prepared.places_Q)
-        wanted = k * settings.k_factor
-        candidates = self._group.candidates(prepared, with_ties(wanted), settings, filter)
-        candidates = cut_after_ties(candidates, wanted, self.identity.spec.larger_is_better)
-        return as_given(self._group.refine(prepared, candidates.ids_QK, k), prepared.places_Q)
+        parts = []
+        for some in prepared.parts(_RANKED_AT_ONCE):
+            candidates = cut_after_ties(self._group.candidates(some, fetched, settings, filter), wanted, largest)
+            parts.append(self._group.refine(some, candidates.ids_QK, k))
+        return as_given(joined(parts), prepared.places_Q)
 
     def find_document(self, doc_id: str, columns: Sequence[str]) -> pa.Table:
         """The vectors of a document: `columns` of the id maps, and the number of the shard of each."""

@@ -9,6 +9,7 @@ Shapes: Q queries of D components, P probed lists a query.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,14 @@ class Prepared:
     lists_QP: NDArray[np.int64] | None = None  # nearest lists; None where the index has none
     coarse_QP: NDArray[np.float32] | None = None  # distances to their centroids
     places_Q: NDArray[np.int64] | None = None  # where each of the queries as they were given stands; None: in its place
+
+    def parts(self, most: int) -> Iterator[Prepared]:
+        """Runs of at most so many queries, without their places."""
+        for start in range(0, max(1, len(self.core_QD)), most):
+            run = slice(start, start + most)
+            lists_QP = None if self.lists_QP is None else self.lists_QP[run]
+            coarse_QP = None if self.coarse_QP is None else self.coarse_QP[run]
+            yield Prepared(self.original_QD[run], self.core_QD[run], lists_QP, coarse_QP)
 
     def take(self, rows: NDArray[np.int64]) -> Prepared:
         """Some of the queries."""
