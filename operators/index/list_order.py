@@ -66,9 +66,10 @@ def _block_rows(dim: int) -> int:
 def _queries_of_lists(lists_QP: NDArray[np.int64], num_lists: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Each list that is looked into, with the queries that do."""
     probes, lists = lists_QP.shape[1], lists_QP.reshape(-1)
-    order = np.argsort(lists, kind="stable")
-    ends = np.searchsorted(lists[order], np.arange(num_lists + 1))
+    lists = np.where(lists < 0, num_lists, lists)  # a graph of centroids may find fewer than asked for
+    order = np.argsort(lists.astype(np.uint16) if num_lists < 1 << 16 else lists, kind="stable")  # a radix sort
     order //= probes
+    ends = np.concatenate([[0], np.cumsum(np.bincount(lists, minlength=num_lists))])[: num_lists + 1]
     for number in np.flatnonzero(np.diff(ends)).tolist():
         yield number, order[ends[number] : ends[number + 1]]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from operators.index.codes import decode, flat_codes
 from operators.index.library import faiss
-from operators.index.scanning import search_lists
+from operators.index.scanning import prepare_scan, search_lists
 from operators.index.vectors import Vectors
 
 _GATHERED_BYTES = 2 << 20  # codes at once: they should stay in the CPU's cache between being gathered and compared
@@ -37,12 +37,9 @@ def best_candidates(store: Any, is_product: bool, queries_QD: Vectors, ordinals_
         places_QC = _padded(flat_F, counts_Q) if has_gaps else np.ascontiguousarray(ordinals_QC)
         return _best_by_place(is_product, queries_QD, flat_codes(store).view(np.float32), places_QC, k)
     has_lists = isinstance(store, faiss.IndexScalarQuantizer) and len(flat_F) > _FEW
-    best = _best_of_codes if has_lists else _best_of_decoded
-    parts = []
-    for rows, some in _parts(counts_Q, max(1, _GATHERED_BYTES * faiss.omp_get_max_threads() // store.sa_code_size())):
-        scores_QK, places_QK = best(store, is_product, queries_QD[rows], flat_F[some], counts_Q[rows], k)
-        parts.append((scores_QK, np.where(places_QK >= 0, flat_F[some].take(places_QK, mode="clip"), -1)))
-    return np.concatenate([scores for scores, _ in parts]), np.concatenate([ordinals for _, ordinals in parts])
+    search = _best_of_codes if has_lists else _best_of_decoded
+    at_once = max(1, _GATHERED_BYTES * faiss.omp_get_max_threads() // store.sa_code_size())
+    return search(store, is_product, queries_QD, flat_F, counts_Q, k, at_once)
 
 
 def _parts(counts_Q: NDArray[np.int64], at_once: int) -> Iterator[tuple[slice, slice]]:
@@ -64,11 +61,28 @@ def _padded(flat_F: NDArray[np.int64], counts_Q: NDArray[np.int64]) -> NDArray[n
 
 
 def _best_of_decoded(
-    store: Any, is_product: bool, queries_QD: Vectors, flat_F: NDArray[np.int64], counts_Q: NDArray[np.int64], k: int
+    store: Any,
+    is_product: bool,
+    queries_QD: Vectors,
+    flat_F: NDArray[np.int64],
+    counts_Q: NDArray[np.int64],
+    k: int,
+    at_once: int,
 ) -> Best:
-    """The same by decoding them; what comes back are places among the candidates."""
-    vectors_FD = decode(store, np.take(flat_codes(store), flat_F, axis=0))
-    return _best_by_place(is_product, queries_QD, vectors_FD, _padded(np.arange(len(flat_F)), counts_Q), k)
+    """By decoding candidates, so many at once."""
+    scores_QK, ordinals_QK = _nothing(is_product, len(queries_QD), k)
+    for rows, some in _parts(counts_Q, at_once):
+        vectors_FD = decode(store, np.take(flat_codes(store), flat_F[some], axis=0))
+        places_QC = _padded(np.arange(len(vectors_FD)), counts_Q[rows])
+        scores_QK[rows], places_QK = _best_by_place(is_product, queries_QD[rows], vectors_FD, places_QC, k)
+        if len(vectors_FD):
+            ordinals_QK[rows] = np.where(places_QK >= 0, flat_F[some].take(places_QK, mode="clip"), -1)
+    return scores_QK, ordinals_QK
+
+
+def _nothing(is_product: bool, num_queries: int, k: int) -> Best:
+    worst = -np.inf if is_product else np.inf
+    return np.full((num_queries, k), worst, np.float32), np.full((num_queries, k), -1, np.int64)
 
 
 def _best_by_place(
@@ -92,40 +106,55 @@ def _best_by_place(
 
 
 def _best_of_codes(
-    store: Any, is_product: bool, queries_QD: Vectors, flat_F: NDArray[np.int64], counts_Q: NDArray[np.int64], k: int
+    store: Any,
+    is_product: bool,
+    queries_QD: Vectors,
+    flat_F: NDArray[np.int64],
+    counts_Q: NDArray[np.int64],
+    k: int,
+    at_once: int,
 ) -> Best:
-    """The same without decoding, by faiss's own comparison with codes, whose result the rounding too is that of.
+    """By faiss's own comparison of queries with codes, so many candidates at once, which does not decode them.
 
-    faiss compares queries with codes in inverted lists, and of all kinds of lists those "on disk" alone take memory as
-    it is: a list is an offset into it, and its ids stand `capacity` codes further on. So each query gets the codes of
-    its candidates as a list, and all lists share ids that are places in it.
+    faiss has that for inverted lists, and of all kinds of lists those "on disk" alone take memory as it is: a list is
+    an offset into it, and its ids stand `capacity` codes further on. So the codes of each query's candidates become a
+    list, and all lists share ids, which are places in a list.
     """
-    num_queries, size = len(counts_Q), store.sa_code_size()
-    room, longest = -(-len(flat_F) // 8) * 8, int(counts_Q.max(initial=0))  # ids begin at a multiple of 8 bytes
+    parts, size = list(_parts(counts_Q, at_once)), store.sa_code_size()
+    most = max(some.stop - some.start for _, some in parts)
+    room, longest = -(-most // 8) * 8, int(counts_Q.max(initial=0))  # ids begin at a multiple of 8 bytes
     memory = np.empty(room * size + 8 * longest, np.uint8)
-    np.take(flat_codes(store), flat_F, axis=0, out=memory[: len(flat_F) * size].reshape(-1, size), mode="clip")
     memory[room * size :].view(np.int64)[:] = np.arange(longest)
-    starts_Q = np.cumsum(counts_Q) - counts_Q
-    lists = _lists_in(memory, size, np.stack([counts_Q, room - starts_Q, starts_Q * size], axis=1))
+    lists, table_L3 = _lists_in(memory, size, max(rows.stop - rows.start for rows, _ in parts))
     metric = faiss.METRIC_INNER_PRODUCT if is_product else faiss.METRIC_L2
     none = faiss.IndexFlat(store.d, metric)  # a name: faiss holds no reference
-    searched = faiss.IndexIVFScalarQuantizer(none, store.d, num_queries, store.sq.qtype, metric, False)
-    searched.sq, searched.is_trained, searched.parallel_mode = store.sq, True, 3  # 3: over queries
+    searched = faiss.IndexIVFScalarQuantizer(none, store.d, len(table_L3), store.sq.qtype, metric, False)
+    searched.sq, searched.is_trained = store.sq, True
+    prepare_scan(searched)
     searched.replace_invlists(lists, False)
+    scores_QK, ordinals_QK = _nothing(is_product, len(queries_QD), k)
+    own_Q1, zeros_Q1 = np.arange(len(table_L3))[:, None], np.zeros((len(table_L3), 1), np.float32)
     try:
-        own_Q1, zeros_Q1 = np.arange(num_queries)[:, None], np.zeros((num_queries, 1), np.float32)
-        scores_QK, places_QK = search_lists(searched, queries_QD, own_Q1, zeros_Q1, k)
+        for rows, some in parts:
+            part_F, counts = flat_F[some], counts_Q[rows]
+            np.take(flat_codes(store), part_F, axis=0, out=memory[: len(part_F) * size].reshape(-1, size), mode="clip")
+            starts = np.cumsum(counts) - counts
+            table_L3[: len(counts)] = np.stack([counts, room - starts, starts * size], axis=1)
+            found = search_lists(searched, queries_QD[rows], own_Q1[: len(counts)], zeros_Q1[: len(counts)], k)
+            scores_QK[rows], places_QK = found
+            if len(part_F):
+                ordinals = part_F.take(places_QK + starts[:, None], mode="clip")
+                ordinals_QK[rows] = np.where(places_QK >= 0, ordinals, -1)
     finally:
         lists.ptr = None  # else they would unmap it
-    return scores_QK, np.where(places_QK >= 0, places_QK + starts_Q[:, None], -1)
+    return scores_QK, ordinals_QK
 
 
-def _lists_in(memory: NDArray[np.uint8], code_size: int, table_L3: NDArray[np.int64]) -> Any:
-    """Inverted lists in memory that stays the caller's; a row of the table is size, capacity, offset of one."""
+def _lists_in(memory: NDArray[np.uint8], code_size: int, count: int) -> tuple[Any, NDArray[np.uint64]]:
+    """So many inverted lists in memory that stays the caller's, and their table: size, capacity, offset of each."""
     lists = faiss.OnDiskInvertedLists()
-    lists.nlist, lists.code_size = len(table_L3), code_size
-    lists.lists.resize(len(table_L3))
-    fields = (c_size_t * table_L3.size).from_address(int(lists.lists.data().this))
-    np.ctypeslib.as_array(fields)[:] = table_L3.reshape(-1)
+    lists.nlist, lists.code_size = count, code_size
+    lists.lists.resize(count)
     lists.ptr = faiss.swig_ptr(memory)
-    return lists
+    fields = (c_size_t * (3 * count)).from_address(int(lists.lists.data().this))
+    return lists, np.ctypeslib.as_array(fields).reshape(count, 3)
