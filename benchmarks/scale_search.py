@@ -20,7 +20,7 @@ _IN_FLIGHT = 4  # batches of queries searched at once (jobs/searching/pipeline.p
 _ANSWERS_AT_ONCE = 1 << 20  # queries of a batch times workers (the same)
 _LEAST_BATCH = 4096  # queries (the same)
 _SHARE = 0.4  # of a CPU that a thread of a search worker reserves (the same)
-_DECODED_AT_ONCE = 1 << 11  # candidates of a pass of `Shard.rescore` (operators/index/shard.py)
+_DECODED_AT_ONCE = 1 << 11  # candidates of a pass of `Shard.refine`, at the sizes that its costs were measured with
 
 
 @dataclass(frozen=True, slots=True)
