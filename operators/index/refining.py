@@ -35,11 +35,18 @@ def best_candidates(store: Any, is_product: bool, queries_QD: Vectors, ordinals_
     if isinstance(store, faiss.IndexFlat):  # no decoding: its codes are the vectors
         has_gaps = (present_QC[:, 1:] > present_QC[:, :-1]).any()
         places_QC = _padded(flat_F, counts_Q) if has_gaps else np.ascontiguousarray(ordinals_QC)
-        return _best_by_place(is_product, queries_QD, flat_codes(store).view(np.float32), places_QC, k)
+        vectors_ND = flat_codes(store).view(np.float32)
+        return _with_worst(_best_by_place(is_product, queries_QD, vectors_ND, places_QC, k), is_product)
     has_lists = isinstance(store, faiss.IndexScalarQuantizer) and len(flat_F) > _FEW
     search = _best_of_codes if has_lists else _best_of_decoded
     at_once = max(1, _GATHERED_BYTES * faiss.omp_get_max_threads() // store.sa_code_size())
-    return search(store, is_product, queries_QD, flat_F, counts_Q, k, at_once)
+    return _with_worst(search(store, is_product, queries_QD, flat_F, counts_Q, k, at_once), is_product)
+
+
+def _with_worst(best: Best, is_product: bool) -> Best:
+    """Infinity as the score of what is not there; faiss has the largest number of all."""
+    best[0][best[1] < 0] = -np.inf if is_product else np.inf
+    return best
 
 
 def _parts(counts_Q: NDArray[np.int64], at_once: int) -> Iterator[tuple[slice, slice]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from operators.index import list_order, refining, scanning
-from operators.index.library import faiss
+from operators.index.library import faiss, use_threads
 from operators.index.list_costs import ScanCost
 from operators.index.list_order import search_by_list
 from operators.index.refining import best_candidates
@@ -20,6 +21,15 @@ DIM, COUNT = 16, 2000
 METRICS = [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2]
 VECTORS, QUERIES = clustered(COUNT, DIM), clustered(300, DIM, seed=5)
 VECTORS[1000:1020] = VECTORS[:20]  # ties
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other take most of the time of so small products on a busy machine."""
+    threads = faiss.omp_get_max_threads()
+    use_threads(1)
+    yield
+    use_threads(threads)
 
 
 def filled(factory: str, metric: int, emptied: int = 0) -> Any:
@@ -40,19 +50,23 @@ def prepared(index: Any, probes: int) -> Prepared:
 
 def assert_same_scores(found: Any, expected: Any) -> None:
     """Equal scores, and equal ids wherever a score stands alone."""
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-4)
     assert ((found[1] < 0) == (expected[1] < 0)).all()
-    gaps = np.abs(np.diff(expected[0], axis=1, prepend=np.inf, append=-np.inf))
+    there = expected[1] >= 0
+    np.testing.assert_allclose(found[0][there], expected[0][there], rtol=1e-4, atol=1e-4)
+    finite = np.where(there, expected[0], 1e9)
+    gaps = np.abs(np.diff(finite, axis=1, prepend=2e9, append=2e9))
     alone = (gaps[:, :-1] > 1e-3) & (gaps[:, 1:] > 1e-3) & (expected[1] >= 0)
     assert (found[1] == expected[1])[alone].all()
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,SQ8", "IVF16,SQfp16", "IVF16,SQ4", "IVF16,PQ8"])
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,SQ8", "IVF16,SQfp16", "IVF16,SQ4", "IVF16,PQ8np"])
 @pytest.mark.parametrize("k", [1, 40])
 def test_by_list_finds_what_faiss_finds(factory: str, metric: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     index = filled(factory, metric, emptied=3)
     queries = prepared(index, 5)
+    assert queries.lists_QP is not None
+    assert queries.coarse_QP is not None
     rows = np.random.default_rng(0).random(COUNT) < 0.3
     for mask in (None, rows, np.zeros(COUNT, bool)):
         selector = None if mask is None else faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
@@ -66,6 +80,7 @@ def test_a_list_that_a_graph_did_not_find_is_left_out() -> None:
     index = filled("IVF16,SQ8", METRICS[0])
     queries = prepared(index, 4)
     assert queries.lists_QP is not None
+    assert queries.coarse_QP is not None
     queries.lists_QP[::3, 2:] = -1
     expected = scanning.search_lists(index, QUERIES, queries.lists_QP, queries.coarse_QP, 10)
     assert_same_scores(search_by_list(index, None, index.quantizer, queries, 10, None), expected)
@@ -82,7 +97,7 @@ def test_by_list_with_a_finer_store_is_exact_in_its_scores(finer: str, metric: i
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("finer", ["Flat", "SQ8", "SQfp16", "PQ8"])
+@pytest.mark.parametrize("finer", ["Flat", "SQ8", "SQfp16", "PQ8np"])
 @pytest.mark.parametrize("count", [3, 300])
 def test_the_best_candidates_are_those_of_the_store(
     finer: str, metric: int, count: int, monkeypatch: pytest.MonkeyPatch
