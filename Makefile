@@ -30,7 +30,7 @@ quickstart-train: $(INSTALLED)    ## train that model further on those sources, 
 	done
 
 test: $(INSTALLED) check          ## all checks, then the quick tests: those that need no Ray on both cores
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile tests/operators
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal tests/operators
 	$(BIN)/python -m pytest -q -m "not slow" tests/cluster tests/jobs
 
 test-all: $(INSTALLED) check      ## the slow ones too: kills, faults, clusters

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from cluster.session import connect
 from jobs.embedding.backlog import Backlog, find_backlog
 from jobs.embedding.config import EmbedConfig as Config
 from jobs.embedding.identity import RECIPES, cut_as, identify
-from jobs.embedding.outcome import RunLog, check_gates, store_config, stored_plan
-from jobs.embedding.watching import CHECKING_IDS, LISTING, STARTING_RAY, RunProgress
+from jobs.embedding.outcome import RunLog, check_gates, store_config
+from jobs.embedding.watching import CHECKING_IDS, LISTING, RunProgress
 from operators.corpus.listing import list_source
 from operators.corpus.units import choose_pack_below
 from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
@@ -24,6 +26,10 @@ from operators.storage import Location, locate
 from operators.store.dataset import Identity, claim_identity
 from operators.store.fragments import FragmentRecord
 from operators.store.snapshots import publish
+
+if TYPE_CHECKING:
+    from jobs.embedding.in_process import InProcess
+    from jobs.embedding.on_ray import OnRay
 
 logger = logging.getLogger(__name__)
 
@@ -54,35 +60,45 @@ def run(config: Config) -> int:
 def _embed_pending(
     config: Config, spec: EmbedderSpec, dataset: Location, identity: Identity, backlog: Backlog, progress: RunProgress
 ) -> Backlog | None:
-    """Run the pipeline over the pending units on Ray; returns the backlog with everything whole.
+    """Embed the pending units on Ray, or here where that is done sooner; returns the backlog with everything whole.
 
     None where another run began the same output just now and cuts it otherwise.
     """
-    progress.phase(STARTING_RAY)
-    with connect(local_cpus=config.compute.local_cpus) as session:
-        # Imported here: torch takes seconds, and a run with nothing to do needs none of it.
-        from jobs.embedding.board import RemoteLedger
-        from jobs.embedding.duplicates import duplicate_positions
-        from jobs.embedding.pipeline import calibrate_scale, embed_units
-        from jobs.embedding.workers import Setup, Work
+    with _place(config, spec, dataset, backlog, progress) as place:
+        from jobs.embedding.workers import Work
 
         progress.phase(CHECKING_IDS)
-        duplicates = duplicate_positions(config, dataset, identity, backlog)
+        duplicates = place.duplicate_positions(identity, backlog)
         if identity.dtype == "int8" and identity.scale is None:
-            scale = calibrate_scale(config, spec, identity.keep, backlog.pending)
-            identity = dataclasses.replace(identity, scale=scale)
+            identity = dataclasses.replace(identity, scale=place.calibrate_scale(identity.keep, backlog.pending))
         planned, identity = identity, claim_identity(dataset, identity)
         if identity.cut != planned.cut:
             return None
         store_config(config, dataset, identity)
         parts = backlog.parts()
         work = [Work(unit, parts.get(unit.digest, ()), duplicates.get(unit.digest, ())) for unit in backlog.pending]
-        setup = Setup(config, spec, identity, dataset, RemoteLedger())
         done: list[FragmentRecord] = []
-        with progress.watching(backlog, setup.ledger, config.compute, session, stored_plan(dataset)):
-            for record, counts in embed_units(work, setup):
-                done.append(record)
-                progress.count(record, counts)
+        for record, counts in place.embed(identity, backlog, work, progress):
+            done.append(record)
+            progress.count(record, counts)
     backlog = backlog.with_records(done)
     assert not backlog.pending, f"the pipeline ended with {len(backlog.pending)} units unfinished: run again"
     return backlog
+
+
+@contextmanager
+def _place(
+    config: Config, spec: EmbedderSpec, dataset: Location, backlog: Backlog, progress: RunProgress
+) -> Iterator[InProcess | OnRay]:
+    # Imported here: a run with nothing to do needs neither Ray nor what the stages are made of.
+    from jobs.embedding.in_process import forget, in_process, is_brief
+
+    if is_brief(config, spec, dataset, backlog):
+        with in_process(config, spec, dataset) as here:
+            yield here
+        return
+    from jobs.embedding.on_ray import on_ray
+
+    with on_ray(config, spec, dataset, progress) as cluster:
+        yield cluster
+    forget(dataset)

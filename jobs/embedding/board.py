@@ -1,8 +1,8 @@
 """Where the workers of a run enter what they are at: attempts, and how far they are.
 
-One actor on the driver's node that outlives the workers: an `AttemptLedger`, which each attempt waits for, and beside
-it what progress is made of, which nobody waits for: a line when a worker begins to load and when it is ready, and once
-a second how many tokens of its fragment are done.
+An `AttemptLedger`, which each attempt waits for, and beside it what progress is made of, which nobody waits for: a line
+when a worker begins to load and when it is ready, and once a second how many tokens of its fragment are done. A run on
+Ray has it in an actor that outlives the workers (jobs/embedding/remote_ledger.py).
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing import Protocol
 
 from operators.embedder.tokens.windows import tokens_read
 from operators.work.fragment import FragmentBatch
-from operators.work.guard import Attempt, AttemptLedger
+from operators.work.guard import AttemptLedger, Ledger
 
 REPORT_SECONDS = 1.0
 
@@ -65,43 +62,37 @@ class Board(AttemptLedger):
         return Standing(len(self._is_ready) - ready, ready, tuple(self._in_hand.values()))
 
 
-class RemoteLedger:
-    """A `Board` in a process of its own."""
-
-    def __init__(self) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Board)
-        self._actor: Any = actor.remote()
-
-    def begin(self, key: str, num_rows: int) -> Attempt:
-        """See `AttemptLedger.begin`."""
-        attempt: Attempt = ray.get(self._actor.begin.remote(key, num_rows))
-        return attempt
-
-    def mark(self, key: str, start: int, end: int) -> None:
-        """See `AttemptLedger.mark`; returns when it is entered, since the process may die right after."""
-        ray.get(self._actor.mark.remote(key, start, end))
-
-    def end(self, key: str) -> None:
-        """See `AttemptLedger.end`."""
-        ray.get(self._actor.end.remote(key))
-
-    def deaths(self) -> int:
-        """Processes that died so far."""
-        return int(ray.get(self._actor.deaths.remote()))
+class RunLedger(Ledger, Protocol):
+    """The board as the stages of a run see it: in this process, or a handle of one in another."""
 
     def worker(self, is_ready: bool) -> None:
         """See `Board.worker`; of the worker that calls."""
-        self._actor.worker.remote(ray.get_runtime_context().get_worker_id(), is_ready)
 
     def report(self, fragment: FragmentReport) -> None:
         """See `Board.report`."""
-        self._actor.report.remote(fragment)
 
     def standing(self, finished: Sequence[str], timeout: float) -> Standing:
-        """See `Board.standing`; raises one of Ray's errors where the board does not answer in `timeout` seconds."""
-        standing: Standing = ray.get(self._actor.standing.remote(list(finished)), timeout=timeout)
-        return standing
+        """See `Board.standing`; raises where the board does not answer in `timeout` seconds."""
+
+
+class OwnLedger(AttemptLedger):
+    """The board of a run that is all in this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._board = Board()
+
+    def worker(self, is_ready: bool) -> None:
+        """See `Board.worker`; there is one."""
+        self._board.worker("", is_ready)
+
+    def report(self, fragment: FragmentReport) -> None:
+        """See `Board.report`."""
+        self._board.report(fragment)
+
+    def standing(self, finished: Sequence[str], timeout: float) -> Standing:
+        """See `Board.standing`; it answers at once."""
+        return self._board.standing(finished)
 
 
 class Reporter:

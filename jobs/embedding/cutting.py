@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,15 @@ def fragment_size(
     kinds = {".".join(filter(None, described)) for file in head if (described := source.described(file.path))}
     size = choose_size(seen, seconds_R, total_bytes, workers, source, kinds)
     return size, itertools.chain(head, files)
+
+
+def seconds_of_one_worker(config: EmbedConfig, spec: EmbedderSpec, files: Sequence[SourceFile]) -> float:
+    """About how long one CPU worker takes for these files, of which some rows are read."""
+    if not files:
+        return 0.0
+    seen = sample_rows(files, config.source)
+    total_bytes = sum(file.size for file in files)
+    return float(_seconds(seen.content_bytes_R, config, spec).sum()) * total_bytes / max(1, seen.storage_bytes)
 
 
 def _seconds(content_bytes_R: NDArray[np.int64], config: EmbedConfig, spec: EmbedderSpec) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from jobs.embedding.backlog import Backlog
 from jobs.embedding.config import EmbedConfig
-from operators.corpus.duplicates import CANDIDATES, hash_ids, is_among, later_occurrences
+from operators.corpus.duplicates import CANDIDATES, NAMED, complaint, hash_ids, is_among, later_occurrences
 from operators.corpus.reading import read_rows
 from operators.corpus.source import Source
 from operators.errors import InputError
@@ -33,7 +33,6 @@ from operators.store.id_check import Role, Use, cover, parts_of, suspects_in
 from operators.store.id_hashes import Segment, read_segments, segment_file, write_segments
 from operators.work.fragment import Unit
 
-_SHOWN, _NAMED = 5, 100
 _RETRIED: dict[str, Any] = {"max_retries": 4, "retry_exceptions": [OSError]}
 # Bytes that one task reads of ids not hashed yet: small ones keep all CPUs busy, large ones make few, large segments.
 _LEAST_TASK_BYTES, _TASK_BYTES, _TASKS_PER_CPU = 16 << 20, 4 << 30, 4
@@ -79,14 +78,14 @@ def duplicate_positions(
     roles += ["pending"] * len(pending)
     read = functools.partial(_ids, dataset=dataset, source=config.source, keep=identity.keep)
     before = {segment.key for segment in _segments(dataset)}
-    later = find_later(dataset, holders, roles, read, _NAMED)
+    later = find_later(dataset, holders, roles, read, NAMED)
     later = later.filter(pc.greater_equal(later["ordinal"], len(stored)))
     if later.num_rows and config.source.duplicates == "error":
         if read_identity(dataset) is None:  # nothing is left where nothing was
             for segment in _segments(dataset):
                 if segment.key not in before:
                     delete(segment_file(dataset, segment.key))
-        raise InputError(_complaint(later))
+        raise InputError(complaint(later))
     places: dict[str, tuple[int, ...]] = {}
     for batch in later.group_by("ordinal", use_threads=False).aggregate([("position", "list")]).to_batches():
         for ordinal, positions in zip(batch["ordinal"].to_pylist(), batch["position_list"], strict=True):
@@ -251,12 +250,3 @@ def _ids(holder: Holder, dataset: Location, source: Source, keep: pa.Schema) -> 
 
 def _num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def _complaint(later: pa.Table) -> str:
-    ids = later["doc_id"].drop_null().unique().to_pylist()
-    shown = ", ".join(repr(doc_id) for doc_id in ids[:_SHOWN])
-    return (
-        f"make the ids unique, or set source.duplicates to keep_first or keep_all: {later.num_rows:,} rows have an id "
-        f"that came before ({shown}{', ...' if len(ids) > _SHOWN or later.num_rows > _NAMED else ''})"
-    )

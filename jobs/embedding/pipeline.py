@@ -36,6 +36,7 @@ from jobs.embedding.workers import (
     work_to_row,
     write,
 )
+from operators.corpus.source import Source
 from operators.embedder.recipe.spec import EmbedderSpec
 from operators.planning.estimate import mfu_of
 from operators.store.fragments import FragmentRecord
@@ -58,12 +59,11 @@ def embedded_rows(work: Iterable[Work], setup: Setup, last: Callable[[pa.Table],
     """Run the pipeline up to the vectors and pass each fragment with them to a `last` stage; yields what that makes."""
     configure_ray_data()
     compute = setup.config.compute
-    pool = actor_pool(compute)
+    by_size = sorted(work, key=lambda item: item.unit.size_bytes, reverse=True)  # the short ones fill the end
+    pool = actor_pool(compute, _most_fragments(by_size, setup.config.source))
     # So few CPUs a task would let Ray start dozens of processes on each node; a GPU eats what two tokenizers make.
     tasks = ray.data.TaskPoolStrategy(size=2 * pool.max_size if compute.gpus_per_worker else pool.max_size)
     few = ray.data.TaskPoolStrategy(size=max(1, tasks.size // 2))
-    # Long ones first, so that short ones fill what is left at the end
-    by_size = sorted(work, key=lambda item: item.unit.size_bytes, reverse=True)
     units = ray.data.from_arrow([work_to_row(item) for item in by_size])
     stages = (
         units.map_batches(
@@ -120,10 +120,17 @@ def model_stage(compute: Compute, pool: ray.data.ActorPoolStrategy) -> dict[str,
     }
 
 
-def actor_pool(compute: Compute) -> ray.data.ActorPoolStrategy:
-    """The workers that a config asks for, or as many as the cluster has room for."""
+def _most_fragments(work: Sequence[Work], source: Source) -> int:
+    """The most fragments that the work can have, where texts are up to ten times as long as their files."""
+    return sum(1 + 10 * item.unit.size_bytes // source.max_bytes for item in work)
+
+
+def actor_pool(compute: Compute, most_tasks: int | None = None) -> ray.data.ActorPoolStrategy:
+    """The workers that a config asks for, or as many as the cluster has room for and there are tasks."""
     fitting = workers_that_fit(compute)
     fewest, most = compute.workers or (1, max(1, fitting))
+    if most_tasks is not None and compute.workers is None:
+        most = max(1, min(most, most_tasks))
     # A fragment that waits behind another is kept from workers that have none, and on a CPU it is long; one of a GPU
     # may be shorter than Ray's look for the next.
     in_flight = 2 if compute.gpus_per_worker else 1

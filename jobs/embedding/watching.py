@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 from cluster.forecast import Expected, InHand
 from cluster.progress import Progress
 from jobs.embedding.backlog import Backlog
-from jobs.embedding.config import Compute
 from operators.planning.estimate import Estimate
 from operators.store.fragments import FragmentRecord
 from operators.work.fragment import Counts
 
 if TYPE_CHECKING:
-    from cluster.session import Session
-    from jobs.embedding.board import RemoteLedger, Standing
+    from jobs.embedding.board import RunLedger, Standing
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ class RunProgress:
         self.display = Progress(look=self._look)
         self.counts: list[Counts] = []
         self.workers: int | None = None  # that there are, or will be
-        self._board: RemoteLedger | None = None
+        self._board: RunLedger | None = None
         self._asking = threading.Lock()
         self._just_finished: list[str] = []
 
@@ -44,12 +42,9 @@ class RunProgress:
         self.display.phase(name)
 
     @contextmanager
-    def watching(
-        self, backlog: Backlog, board: RemoteLedger, compute: Compute, session: Session, plan: Estimate | None
-    ) -> Iterator[None]:
-        """Follow the workers; they are left alone before their Ray ends, which a late question would start again."""
-        fitting = session.num_gpus / compute.gpus_per_worker if compute.gpus_per_worker else session.num_cpus
-        self.workers = min(compute.workers[1], int(fitting)) if compute.workers else max(1, int(fitting))
+    def watching(self, backlog: Backlog, board: RunLedger, workers: int, plan: Estimate | None) -> Iterator[None]:
+        """Follow so many workers, until their Ray ends: a later question would start it again."""
+        self.workers = workers
         self.display.expect(_expected(backlog, plan), lambda: self.workers)
         self.phase(STARTING_WORKERS)
         with self._asking:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from jobs.embedding.board import RemoteLedger, Reporter
+from jobs.embedding.board import Reporter, RunLedger
 from jobs.embedding.config import EmbedConfig
 from operators.corpus.chunking_config import Chunking, check_fits
 from operators.corpus.reading import empty_rows, read_fragments, read_sample
@@ -68,7 +68,7 @@ class Setup:
     spec: EmbedderSpec
     identity: Identity
     dataset: Location
-    ledger: RemoteLedger
+    ledger: RunLedger
 
 
 def work_to_row(work: Work) -> pa.Table:

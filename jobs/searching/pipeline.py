@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from jobs.embedding.board import RemoteLedger
 from jobs.embedding.config import Compute, EmbedConfig
 from jobs.embedding.pipeline import configure_ray_data, embedded_rows
 from jobs.embedding.queries import document_config, query_spec
+from jobs.embedding.remote_ledger import RemoteLedger
 from jobs.embedding.workers import Setup, Work
 from jobs.indexing.open_shards import Crew, open_shards
 from jobs.searching.config import SearchConfig, mode_of

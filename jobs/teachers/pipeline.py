@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 
 import ray.data
 
-from jobs.embedding.board import RemoteLedger
 from jobs.embedding.config import Compute
 from jobs.embedding.pipeline import TOKENIZE_CPUS, WRITE_CPUS, actor_pool, configure_ray_data, model_stage
+from jobs.embedding.remote_ledger import RemoteLedger
 from jobs.teachers.work import Wanted
 from jobs.teachers.workers import Setup, TeacherWorker, read, record_from_row, work_row, write
 from operators.teachers.outputs import Piece, StoredPiece

@@ -113,8 +113,8 @@ def _prepare(missing: Sequence[MissingSet], seed: int) -> dict[str, Manifest]:
     """Prepare sets together, so that small ones share the cluster; their manifests by folder."""
     import ray.data
 
-    from jobs.embedding.board import RemoteLedger
     from jobs.embedding.pipeline import configure_ray_data
+    from jobs.embedding.remote_ledger import RemoteLedger
 
     types = [typed_columns(item.files, item.config) for item in missing]
     work = [

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 # A row that may be a duplicate: the `position`-th (0-based, all rows counted) of the `ordinal`-th place of the corpus.
 CANDIDATES = pa.schema([("doc_id", pa.string()), ("ordinal", pa.int64()), ("position", pa.int64())])
 
+NAMED = 100  # of the rows that are duplicates, those whose ids a complaint needs
+_SHOWN = 5
+
 
 def hash_ids(doc_ids: pa.Array) -> NDArray[np.uint64]:
     """64-bit hashes of string ids (no nulls), the same on every machine."""
@@ -59,3 +62,13 @@ def later_occurrences(candidates: pa.Table) -> pa.Table:
     ids = ordered["doc_id"].combine_chunks()
     is_later = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1))
     return ordered.slice(1).filter(is_later).sort_by([("ordinal", "ascending"), ("position", "ascending")])
+
+
+def complaint(later: pa.Table) -> str:
+    """What is wrong with rows (`CANDIDATES`) whose id came before; at least the first `NAMED` have their ids."""
+    ids = later["doc_id"].drop_null().unique().to_pylist()
+    shown = ", ".join(repr(doc_id) for doc_id in ids[:_SHOWN])
+    return (
+        f"make the ids unique, or set source.duplicates to keep_first or keep_all: {later.num_rows:,} rows have an id "
+        f"that came before ({shown}{', ...' if len(ids) > _SHOWN or later.num_rows > NAMED else ''})"
+    )

@@ -20,6 +20,7 @@ class PackedUnits(Sequence[Unit]):
     def __init__(self, units: Iterable[Unit]) -> None:
         self._blocks: list[tuple[bytes, int]] = []  # compressed, with the size of what they hold
         self._ends: list[int] = []  # number of the unit after each block
+        self._opened: tuple[int, list[Unit]] = (-1, [])  # the block asked for last, for those who go on from there
         block: list[Any] = []
         held = length = 0
         for unit in units:
@@ -57,9 +58,13 @@ class PackedUnits(Sequence[Unit]):
         self._ends.append(length)
 
     def _block(self, number: int) -> list[Unit]:
+        if self._opened[0] == number:
+            return self._opened[1]
         payload, size = self._blocks[number]
         block = marshal.loads(pa.decompress(payload, decompressed_size=size, codec="zstd", asbytes=True))
-        return [Unit(digest, tuple(_extent(*facts) for facts in extents)) for digest, extents in block]
+        units = [Unit(digest, tuple(_extent(*facts) for facts in extents)) for digest, extents in block]
+        self._opened = (number, units)
+        return units
 
 
 def _facts(extent: Extent) -> tuple[Any, ...]:

@@ -40,9 +40,9 @@ KINDS: list[tuple[str, Metric]] = [
     ("RR32,IVF32,RaBitQ", "cosine"),
     ("RR32,IVF32,RaBitQfs,Refine(SQfp16)", "l2"),
     ("IVF32_HNSW16,SQ8", "cosine"),
-    ("OPQ8_32,IVF32,PQ8", "l2"),
     ("PCA16,IVF32,SQ8", "cosine"),
 ]
+LONG_TRAINED = pytest.param("OPQ8_32,IVF32,PQ8", "l2", marks=pytest.mark.slow)  # 20 s
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def queries() -> NDArray[np.float32]:
     return clustered(64, DIM, seed=7)
 
 
-@pytest.mark.parametrize(("factory", "metric"), KINDS)
+@pytest.mark.parametrize(("factory", "metric"), [*KINDS, LONG_TRAINED])
 def test_shards_answer_like_one_index_of_faiss_alone(
     factory: str, metric: Metric, dataset: Location, queries: NDArray[np.float32], tmp_path: Path
 ) -> None:

@@ -53,10 +53,10 @@ def test_report_of_a_later_version_with_more_keys_is_read() -> None:
 
 
 def test_sum_of_counts_adds_every_field() -> None:
-    one = Counts(1, 2, 3, 4, 5, 6, 7, 8, 9, 10.0, {"read": 1.0, "embed": 2.0}, (1, 2))
-    other = Counts(10, 20, 30, 40, 50, 60, 70, 80, 90, 100.0, {"embed": 0.5}, (0, 1, 5))
+    one = Counts(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11.0, {"read": 1.0, "embed": 2.0}, (1, 2))
+    other = Counts(10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110.0, {"embed": 0.5}, (0, 1, 5))
     assert sum_counts([one, Counts(), other]) == Counts(
-        11, 22, 33, 44, 55, 66, 77, 88, 99, 110.0, {"read": 1.0, "embed": 2.5}, (1, 3, 5)
+        11, 22, 33, 44, 55, 66, 77, 88, 99, 110, 121.0, {"read": 1.0, "embed": 2.5}, (1, 3, 5)
     )
     assert sum_counts([]) == Counts()
 

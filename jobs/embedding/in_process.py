@@ -1,0 +1,134 @@
+"""The steps of an embedding run in this process, for the work of a few seconds: starting Ray takes longer than it.
+
+The stages are those of the pipeline, one fragment after the other. What is missing is a life beyond this process: a row
+that kills it ends the run. So a marker lies beside the output while such a run goes on; the next run that finds one
+left over goes through Ray, whose ledger finds the row.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.environment import expected_cpus
+from jobs.embedding.backlog import Backlog
+from jobs.embedding.board import OwnLedger
+from jobs.embedding.config import EmbedConfig
+from jobs.embedding.cutting import seconds_of_one_worker
+from jobs.embedding.outcome import stored_plan
+from jobs.embedding.watching import EMBEDDING, LOADING, RunProgress
+from jobs.embedding.workers import (
+    EmbedWorker,
+    Setup,
+    Work,
+    read,
+    record_from_row,
+    scale_of_sample,
+    tokenize,
+    work_to_row,
+    write,
+)
+from operators.corpus.duplicates import CANDIDATES, complaint, later_occurrences
+from operators.corpus.reading import read_rows
+from operators.embedder.recipe.spec import EmbedderSpec
+from operators.errors import InputError
+from operators.storage import Location, delete, exists, locate, write_whole
+from operators.store.dataset import Identity
+from operators.store.fragments import FragmentRecord
+from operators.work.fragment import Counts, Unit
+
+MOST_SECONDS = 5.0  # of one worker, by the estimate that fragments are cut by; a Ray takes some eight to start and end
+_MOST_BYTES = 4 << 20  # of the source; also what an estimate that is wrong by a factor can do
+_MARKER = "running-in-process"
+
+
+def is_brief(config: EmbedConfig, spec: EmbedderSpec, dataset: Location, backlog: Backlog) -> bool:
+    """Whether the pending work is better done here: little of it, on local files, with nothing that asks for Ray."""
+    source, compute = config.source, config.compute
+    if expected_cpus(compute.local_cpus) is None or _has_ray():
+        return False
+    if compute.workers is not None or compute.gpus_per_worker or config.embedder.device == "cuda":
+        return False
+    is_local = all(locate(path, source.storage_options).is_local for path in (*source.paths, dataset.url))
+    checks_ids = source.id is not None and source.duplicates != "keep_all"
+    if not is_local or (checks_ids and backlog.records) or exists(dataset / _MARKER):
+        return False
+    pending = backlog.pending
+    if sum(unit.size_bytes for unit in pending) > _MOST_BYTES:
+        return False
+    files = list(dict.fromkeys(extent.file for unit in pending for extent in unit.extents))
+    return seconds_of_one_worker(config, spec, files) <= MOST_SECONDS
+
+
+def _has_ray() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+class InProcess:
+    """Where a run computes while the block of `in_process` lasts."""
+
+    def __init__(self, config: EmbedConfig, spec: EmbedderSpec, dataset: Location) -> None:
+        self._config, self._spec, self._dataset = config, spec, dataset
+
+    def duplicate_positions(self, identity: Identity, backlog: Backlog) -> dict[str, tuple[int, ...]]:
+        """Places (0-based in the unit) of rows whose id came before, by digest of the unit; see `is_brief`."""
+        source = self._config.source
+        if source.id is None or source.duplicates == "keep_all":
+            return {}
+        pending = backlog.pending
+        tables = [CANDIDATES.empty_table()]
+        for ordinal, unit in enumerate(pending):
+            start = 0
+            for rows in read_rows(unit, source, identity.keep):
+                count = rows.num_rows
+                columns = [rows["doc_id"], pa.repeat(ordinal, count), pa.array(range(start, start + count), pa.int64())]
+                candidates = pa.table(columns, schema=CANDIDATES)
+                tables.append(candidates.filter(pc.and_(pc.is_null(rows["reason"]), pc.is_valid(rows["doc_id"]))))
+                start += count
+        later = later_occurrences(pa.concat_tables(tables))
+        if later.num_rows and source.duplicates == "error":
+            raise InputError(complaint(later))
+        places: dict[str, tuple[int, ...]] = {}
+        for row in later.to_pylist():
+            digest = pending[row["ordinal"]].digest
+            places[digest] = (*places.get(digest, ()), row["position"])
+        return places
+
+    def calibrate_scale(self, keep: pa.Schema, units: Sequence[Unit]) -> float:
+        """See jobs/embedding/workers.py."""
+        return scale_of_sample(self._config, self._spec, keep, units)
+
+    def embed(
+        self, identity: Identity, backlog: Backlog, work: Sequence[Work], progress: RunProgress
+    ) -> Iterator[tuple[FragmentRecord, Counts]]:
+        """The stages of the pipeline, fragment by fragment."""
+        write_whole(self._dataset / _MARKER, b"")
+        setup = Setup(self._config, self._spec, identity, self._dataset, OwnLedger())
+        with progress.watching(backlog, setup.ledger, 1, stored_plan(self._dataset)):
+            progress.phase(LOADING)
+            embed = EmbedWorker(setup)
+            progress.phase(EMBEDDING)
+            for item in work:
+                for fragment in read(work_to_row(item), setup):
+                    for row in write(embed(tokenize(fragment, setup)), setup).to_pylist():
+                        yield record_from_row(row)
+
+
+@contextmanager
+def in_process(config: EmbedConfig, spec: EmbedderSpec, dataset: Location) -> Iterator[InProcess]:
+    """This process; the marker goes however the block ends, unless the process dies in it."""
+    try:
+        yield InProcess(config, spec, dataset)
+    finally:
+        forget(dataset)
+
+
+def forget(dataset: Location) -> None:
+    """Remove the marker of a run that died, whose work is done by now."""
+    if exists(dataset / _MARKER):
+        delete(dataset / _MARKER)
