@@ -13,6 +13,8 @@ from cluster.environment import sane_environment
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads of two test processes on two cores would wait for each other busily: faiss's tests then take twice as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sane_environment()  # before any test imports ray
 
 from tests.checkpoints import tiny_bert  # noqa: E402  # after the environment is set

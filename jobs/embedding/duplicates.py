@@ -26,11 +26,11 @@ from operators.corpus.duplicates import CANDIDATES, NAMED, complaint, hash_ids, 
 from operators.corpus.reading import read_rows
 from operators.corpus.source import Source
 from operators.errors import InputError
-from operators.storage import Location, delete
-from operators.store.dataset import Identity, read_identity
+from operators.storage import Location
+from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, read_table
 from operators.store.id_check import Role, Use, cover, parts_of, suspects_in
-from operators.store.id_hashes import Segment, read_segments, segment_file, write_segments
+from operators.store.id_hashes import Segment, read_segments, write_segments
 from operators.work.fragment import Unit
 
 _RETRIED: dict[str, Any] = {"max_retries": 4, "retry_exceptions": [OSError]}
@@ -77,14 +77,9 @@ def duplicate_positions(
     roles: list[Role] = ["stored"] * len(stored)
     roles += ["pending"] * len(pending)
     read = functools.partial(_ids, dataset=dataset, source=config.source, keep=identity.keep)
-    before = {segment.key for segment in _segments(dataset)}
     later = find_later(dataset, holders, roles, read, NAMED)
     later = later.filter(pc.greater_equal(later["ordinal"], len(stored)))
     if later.num_rows and config.source.duplicates == "error":
-        if read_identity(dataset) is None:  # nothing is left where nothing was
-            for segment in _segments(dataset):
-                if segment.key not in before:
-                    delete(segment_file(dataset, segment.key))
         raise InputError(complaint(later))
     places: dict[str, tuple[int, ...]] = {}
     for batch in later.group_by("ordinal", use_threads=False).aggregate([("position", "list")]).to_batches():

@@ -18,8 +18,9 @@ from jobs.embedding.remote_ledger import RemoteLedger
 from jobs.embedding.watching import STARTING_RAY, RunProgress
 from jobs.embedding.workers import Setup, Work
 from operators.embedder.recipe.spec import EmbedderSpec
-from operators.storage import Location
-from operators.store.dataset import Identity
+from operators.errors import InputError
+from operators.storage import Location, delete, list_folder
+from operators.store.dataset import Identity, read_identity
 from operators.store.fragments import FragmentRecord
 from operators.work.fragment import Counts, Unit
 
@@ -51,7 +52,16 @@ class OnRay:
 
 @contextmanager
 def on_ray(config: EmbedConfig, spec: EmbedderSpec, dataset: Location, progress: RunProgress) -> Iterator[OnRay]:
-    """Ray, joined or started; what was started ends with the block."""
+    """Ray, joined or started; what was started ends with the block.
+
+    Where a wrong config or input ends it, no hashes of ids are left of an output that was new.
+    """
+    is_new = read_identity(dataset) is None
     progress.phase(STARTING_RAY)
-    with connect(local_cpus=config.compute.local_cpus):
-        yield OnRay(config, spec, dataset)
+    try:
+        with connect(local_cpus=config.compute.local_cpus):
+            yield OnRay(config, spec, dataset)
+    except InputError:
+        for info in list_folder(dataset / "ids") if is_new else ():
+            delete(dataset / "ids" / info.name)
+        raise

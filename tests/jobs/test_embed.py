@@ -63,9 +63,9 @@ def test_a_second_run_opens_and_loads_nothing(
     assert run_job("embed", config) == 0
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a finished job started Ray")
+        raise AssertionError("a finished job started Ray, or the stages in its own process")
 
-    monkeypatch.setattr("jobs.embed.connect", refuse)
+    monkeypatch.setattr("jobs.embed._place", refuse)
     (tmp_path / "docs.jsonl").chmod(0o000)
     capsys.readouterr()
     assert run_job("embed", config) == 0

@@ -12,6 +12,15 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from jobs.embedding import in_process
+from jobs.embedding.backlog import Backlog
+from jobs.embedding.config import EmbedConfig
+from jobs.embedding.identity import RECIPES
+from operators.corpus.listing import list_source
+from operators.corpus.units import plan_units
+from operators.embedder.recipe.spec import embedder_spec
+from operators.storage import locate
+from operators.store.snapshots import Snapshot
 from tests.jobs.running import (
     ROOT,
     documents,
@@ -108,12 +117,33 @@ def test_of_duplicate_ids_the_first_is_kept(tmp_path: Path, tiny_model: Path) ->
     assert vectors_of(tmp_path)["doc_id"].to_pylist() == [f"doc-{i}" for i in range(6)]
 
 
-def test_more_work_goes_to_ray(tmp_path: Path, tiny_model: Path) -> None:
-    """What is brief follows from the model and the source, and from a speed that the config states."""
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"hardware": {"name": "slow", "workers": 1, "tokens_per_second": 10.0}}, False),
+        ({"hardware": {"name": "fast", "workers": 1, "tokens_per_second": 1e6}}, True),
+        ({"compute": {"workers": [1, 1]}}, False),
+        ({"compute": {"gpus_per_worker": 1}}, False),
+        ({"compute": {"cpus_per_worker": 2}}, True),
+        ({"embedder": {"device": "cuda"}}, False),
+    ],
+)
+def test_what_is_brief(
+    changes: dict[str, Any], expected: bool, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It follows from the model and the source, from a speed that the config states, and from what it asks of Ray."""
+    monkeypatch.setattr(in_process, "_has_ray", lambda: False)
     write_jsonl(tmp_path / "docs.jsonl", documents(200))
-    slow = {"name": "slow", "workers": 1, "tokens_per_second": 10.0}
-    code, output, imported = run_alone("embed", config_of(tmp_path, tiny_model, hardware=slow))
-    assert (code, imported) == (0, {"ray"}), output
+    values = yaml.safe_load(config_of(tmp_path, tiny_model).read_text())
+    config = EmbedConfig.model_validate({**values, **changes})
+    spec = embedder_spec(config.model, config.embedder, RECIPES)
+    dataset = locate(config.output.path)
+    units = tuple(plan_units(list_source(config.source), config.source, (), 0, {}))
+    assert in_process.is_brief(config, spec, dataset, Backlog(Snapshot(0, ()), units, {})) is expected
+    (tmp_path / "vectors").mkdir()
+    (tmp_path / "vectors" / MARKER).touch()
+    assert not in_process.is_brief(config, spec, dataset, Backlog(Snapshot(0, ()), units, {}))
 
 
 @pytest.mark.slow
