@@ -12,17 +12,24 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 from numpy.typing import NDArray
 
 from jobs.embedding.backlog import Backlog
 from jobs.embedding.config import EmbedConfig
-from operators.corpus.duplicates import CANDIDATES, NAMED, complaint, hash_ids, is_among, later_occurrences
+from operators.corpus.duplicates import (
+    CANDIDATES,
+    NAMED,
+    complaint,
+    hash_ids,
+    is_among,
+    later_in_units,
+    later_occurrences,
+)
 from operators.corpus.reading import read_rows
 from operators.corpus.source import Source
 from operators.errors import InputError
@@ -33,6 +40,11 @@ from operators.store.id_check import Role, Use, cover, parts_of, suspects_in
 from operators.store.id_hashes import Segment, read_segments, write_segments
 from operators.work.fragment import Unit
 
+if TYPE_CHECKING:
+    import ray
+
+# A new output's source of so many bytes is read here, while a first worker would still start
+_READ_HERE_BYTES = 16 << 20
 _RETRIED: dict[str, Any] = {"max_retries": 4, "retry_exceptions": [OSError]}
 # Bytes that one task reads of ids not hashed yet: small ones keep all CPUs busy, large ones make few, large segments.
 _LEAST_TASK_BYTES, _TASK_BYTES, _TASKS_PER_CPU = 16 << 20, 4 << 30, 4
@@ -71,6 +83,9 @@ def duplicate_positions(
     if config.source.id is None or config.source.duplicates == "keep_all":
         return {}
     pending = backlog.pending
+    if not backlog.records and sum(unit.size_bytes for unit in pending) <= _READ_HERE_BYTES:
+        later = later_in_units(pending, config.source, identity.keep)
+        return _places(later, [unit.digest for unit in pending], config.source)
     unfinished = {unit.digest for unit in pending}
     stored = _stored(r for r in backlog.records.values() if r.fragment.unit.digest not in unfinished)
     holders = [*stored, *(Holder(unit.digest, (), unit, unit.size_bytes) for unit in pending)]
@@ -79,12 +94,17 @@ def duplicate_positions(
     read = functools.partial(_ids, dataset=dataset, source=config.source, keep=identity.keep)
     later = find_later(dataset, holders, roles, read, NAMED)
     later = later.filter(pc.greater_equal(later["ordinal"], len(stored)))
-    if later.num_rows and config.source.duplicates == "error":
+    return _places(later, [holder.digest for holder in holders], config.source)
+
+
+def _places(later: pa.Table, digests: Sequence[str], source: Source) -> dict[str, tuple[int, ...]]:
+    """The positions of rows (`CANDIDATES`) by digest of their unit; InputError where there may be none."""
+    if later.num_rows and source.duplicates == "error":
         raise InputError(complaint(later))
     places: dict[str, tuple[int, ...]] = {}
     for batch in later.group_by("ordinal", use_threads=False).aggregate([("position", "list")]).to_batches():
         for ordinal, positions in zip(batch["ordinal"].to_pylist(), batch["position_list"], strict=True):
-            places[holders[ordinal].digest] = tuple(positions.as_py())
+            places[digests[ordinal]] = tuple(positions.as_py())
     return places
 
 
@@ -138,6 +158,8 @@ def _stored(records: Iterable[FragmentRecord]) -> list[Holder]:
 
 def _hash_all(dataset: Location, holders: Sequence[Holder], read: Reader, is_of_source: bool) -> list[Segment]:
     """Put the hashes of these holders on storage."""
+    import ray
+
     total = sum(holder.size_bytes for holder in holders)
     target = max(_LEAST_TASK_BYTES, min(total // (_TASKS_PER_CPU * _num_cpus()), _TASK_BYTES))
     task = ray.remote(num_cpus=1, **_RETRIED)(_hash)
@@ -158,6 +180,8 @@ def _hash(dataset: Location, holders: Sequence[Holder], read: Reader, is_of_sour
 
 def _suspects(dataset: Location, check: Check) -> tuple[list[list[ray.ObjectRef]], int]:
     """Tables (ordinal, hash) of what may be a duplicate, by group of holders; and how many rows they have together."""
+    import ray
+
     num_ids, num_groups = sum(use.segment.num_ids for use in check.uses), len(check.groups)
     parts = parts_of(check.uses, min(_TASKS_PER_CPU * _num_cpus(), -(-num_ids // _IDS_PER_TASK)))
     task = ray.remote(num_cpus=1, num_returns=num_groups + 1, **_RETRIED)(_suspects_by_group)
@@ -189,6 +213,8 @@ def _settle(
     named: int | None,
 ) -> pa.Table:
     """Look at the ids themselves."""
+    import ray
+
     if not count:
         return CANDIDATES.empty_table()
     num_parts = -(-count // _IDS_PER_TASK)
@@ -244,4 +270,6 @@ def _ids(holder: Holder, dataset: Location, source: Source, keep: pa.Schema) -> 
 
 
 def _num_cpus() -> int:
+    import ray
+
     return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.environment import expected_cpus
 from jobs.embedding.backlog import Backlog
 from jobs.embedding.board import OwnLedger
 from jobs.embedding.config import EmbedConfig
 from jobs.embedding.cutting import seconds_of_one_worker
+from jobs.embedding.duplicates import duplicate_positions
 from jobs.embedding.outcome import stored_plan
 from jobs.embedding.watching import EMBEDDING, LOADING, RunProgress
 from jobs.embedding.workers import (
@@ -32,10 +32,7 @@ from jobs.embedding.workers import (
     work_to_row,
     write,
 )
-from operators.corpus.duplicates import CANDIDATES, complaint, later_occurrences
-from operators.corpus.reading import read_rows
 from operators.embedder.recipe.spec import EmbedderSpec
-from operators.errors import InputError
 from operators.storage import Location, delete, exists, locate, write_whole
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord
@@ -76,28 +73,8 @@ class InProcess:
         self._config, self._spec, self._dataset = config, spec, dataset
 
     def duplicate_positions(self, identity: Identity, backlog: Backlog) -> dict[str, tuple[int, ...]]:
-        """Places (0-based in the unit) of rows whose id came before, by digest of the unit; see `is_brief`."""
-        source = self._config.source
-        if source.id is None or source.duplicates == "keep_all":
-            return {}
-        pending = backlog.pending
-        tables = [CANDIDATES.empty_table()]
-        for ordinal, unit in enumerate(pending):
-            start = 0
-            for rows in read_rows(unit, source, identity.keep):
-                count = rows.num_rows
-                columns = [rows["doc_id"], pa.repeat(ordinal, count), pa.array(range(start, start + count), pa.int64())]
-                candidates = pa.table(columns, schema=CANDIDATES)
-                tables.append(candidates.filter(pc.and_(pc.is_null(rows["reason"]), pc.is_valid(rows["doc_id"]))))
-                start += count
-        later = later_occurrences(pa.concat_tables(tables))
-        if later.num_rows and source.duplicates == "error":
-            raise InputError(complaint(later))
-        places: dict[str, tuple[int, ...]] = {}
-        for row in later.to_pylist():
-            digest = pending[row["ordinal"]].digest
-            places[digest] = (*places.get(digest, ()), row["position"])
-        return places
+        """See jobs/embedding/duplicates.py; `is_brief` left it to what needs no Ray."""
+        return duplicate_positions(self._config, self._dataset, identity, backlog)
 
     def calibrate_scale(self, keep: pa.Schema, units: Sequence[Unit]) -> float:
         """See jobs/embedding/workers.py."""
