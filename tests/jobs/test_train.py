@@ -115,6 +115,7 @@ def test_all_paths_may_be_relative(tmp_path: Path) -> None:
     SentenceTransformer(str(tmp_path / "out" / "model"), device="cpu")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_goes_on_with_the_same_losses(finished: Path) -> None:
     """The same config into another folder; tests/jobs/test_train_kills.py kills more, and more often."""
     killed = finished / "killed"
