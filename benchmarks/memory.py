@@ -1,5 +1,7 @@
 """Memory of the driver and of the workers while a corpus grows: python -m benchmarks.memory [ROWS ...]
 
+    python -m benchmarks.memory 8000 --data passages.jsonl.gz --model minilm      # real texts and a real model
+
 Embeds corpora of short texts with a tiny random model, each in a process of its own, and samples resident memory twice
 a second. The driver holds fragments and never rows, so its peak must not follow the number of rows; a worker's must not
 follow the number of fragments.
@@ -7,6 +9,10 @@ follow the number of fragments.
 
 from __future__ import annotations
 
+import argparse
+import gzip
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -24,28 +30,41 @@ ROWS = (50_000, 1_000_000)
 WORKER = "ray::MapWorker(MapBatches(EmbedWorker))"
 
 
-def main(sizes: list[int]) -> None:
+def main(arguments: argparse.Namespace) -> None:
     """Print a line for each corpus."""
     from tests.checkpoints import tiny_bert
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = tiny_bert(folder / "model")
+        model = arguments.model or str(tiny_bert(folder / "model"))
         print(f"{'rows':>12} {'seconds':>8} {'driver MB':>10} {'worker MB, 1st half':>20} {'2nd half':>9}")
-        for rows in sizes:
-            seconds, driver, first, second = _measure(folder / str(rows), model, rows)
+        for rows in arguments.rows:
+            texts = _texts_of(arguments.data, rows) if arguments.data else _short_texts(rows)
+            seconds, driver, first, second = _measure(folder / str(rows), model, texts, arguments.rows_per_fragment)
             print(f"{rows:>12,} {seconds:>8.0f} {driver:>10.0f} {first:>20.0f} {second:>9.0f}", flush=True)
 
 
-def _measure(folder: Path, model: Path, rows: int) -> tuple[float, float, float, float]:
-    folder.mkdir()
+def _short_texts(rows: int) -> list[str]:
     words = np.array(["time", "people", "year", "way", "day", "man", "thing", "world", "life", "hand", "part", "place"])
     picks = np.random.default_rng(0).integers(0, len(words), (rows, 4))
-    texts = [" ".join(words[row]) for row in picks]
-    pq.write_table(pa.table({"id": np.arange(rows), "text": texts}), folder / "docs.parquet", row_group_size=16384)
+    return [" ".join(words[row]) for row in picks]
+
+
+def _texts_of(path: Path, rows: int) -> list[str]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in itertools.islice(lines, rows)]
+
+
+def _measure(
+    folder: Path, model: str, texts: list[str], rows_per_fragment: int | None
+) -> tuple[float, float, float, float]:
+    folder.mkdir()
+    table = pa.table({"id": np.arange(len(texts)), "text": texts})
+    pq.write_table(table, folder / "docs.parquet", row_group_size=rows_per_fragment or 16384)
+    size = {} if rows_per_fragment is None else {"rows_per_fragment": rows_per_fragment}
     config = {
-        "source": {"path": str(folder / "docs.parquet"), "id": "id"},
-        "model": str(model),
+        "source": {"path": str(folder / "docs.parquet"), "id": "id", **size},
+        "model": model,
         "output": {"path": str(folder / "vectors")},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -86,4 +105,9 @@ def _resident_mb(process: psutil.Process) -> float:
 
 
 if __name__ == "__main__":
-    main([int(word.replace("_", "")) for word in sys.argv[1:]] or list(ROWS))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rows", type=int, nargs="*", default=ROWS)
+    parser.add_argument("--data", type=Path, help="gzipped JSON lines with a text each; else four words a document")
+    parser.add_argument("--model", help="a recipe or a folder; else a tiny random model")
+    parser.add_argument("--rows-per-fragment", type=int)
+    main(parser.parse_args())

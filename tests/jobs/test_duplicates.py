@@ -47,15 +47,19 @@ def test_keep_first_rejects_the_later_ones_and_verifies(tmp_path: Path, tiny_mod
 
 
 def test_the_ids_of_committed_files_are_not_read_again(tmp_path: Path, tiny_model: Path) -> None:
-    """Hashes alone tell that no id came before: the committed data file could not be read."""
-    write_jsonl(tmp_path / "in" / "a.jsonl", documents(10))
+    """Hashes alone tell that no id came before: the committed data files could not be read.
+
+    They are there from the second run on: the driver itself looks at the ids of a small new source.
+    """
     config = write_config(tmp_path, tiny_model, source={"path": str(tmp_path / "in")})
+    for start, name in ((0, "a"), (20, "b")):
+        write_jsonl(tmp_path / "in" / f"{name}.jsonl", documents(10, start=start))
+        assert run_job("embed", config) == 0
+    for data in (tmp_path / "vectors" / "data").iterdir():
+        data.write_bytes(bytes(data.stat().st_size))
+    write_jsonl(tmp_path / "in" / "c.jsonl", documents(3, start=40))
     assert run_job("embed", config) == 0
-    (data,) = (tmp_path / "vectors" / "data").iterdir()
-    data.write_bytes(bytes(data.stat().st_size))
-    write_jsonl(tmp_path / "in" / "b.jsonl", documents(3, start=20))
-    assert run_job("embed", config) == 0
-    assert sum(record.rows for record in snapshot_of(tmp_path).records) == 13
+    assert sum(record.rows for record in snapshot_of(tmp_path).records) == 23
 
 
 def generated(holder: Holder, ids: dict[str, list[str | None]]) -> Iterator[pa.Array]:

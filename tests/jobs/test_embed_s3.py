@@ -202,6 +202,6 @@ def test_a_storage_that_refuses_writes_is_named(
     proxy.rate, proxy.faults, proxy.methods = 1.0, ("forbidden",), frozenset({"PUT"})
     assert run_job("embed", s3_config(tmp_path, tiny_model, bucket)) == 2
     told = capfd.readouterr().err
-    assert f"{bucket.url}/vectors/ids/" in told
+    assert f"{bucket.url}/vectors/dataset.json" in told
     assert server.secret not in told
     assert [info.name for info in iter_files(bucket)] == ["a.jsonl"]
