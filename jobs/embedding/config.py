@@ -31,7 +31,8 @@ class Compute(BaseModel):
 
     workers: tuple[int, int] | None = Field(
         default=None,
-        description="fewest and most embedding workers; null = 1 to as many as the cluster has GPUs (or CPUs)",
+        description="fewest and most embedding workers; null = 1 to as many as the cluster has GPUs (or CPUs), and "
+        "none for local work of a few seconds, which the job does itself",
     )
     cpus_per_worker: int = Field(default=1, ge=1, description="CPU threads of an embedding worker")
     gpus_per_worker: float = Field(default=0, ge=0, description="GPUs of an embedding worker; 0 = embed on CPUs")
