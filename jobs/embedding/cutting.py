@@ -16,6 +16,7 @@ from operators.embedder.recipe import workload
 from operators.embedder.recipe.recipe import VISION_KINDS
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.recipe.vision_facts import vision_facts
+from operators.work.cpu import cpu_flags
 from operators.work.fragment import SourceFile
 
 _FILES_TO_SAMPLE_FROM = 4096
@@ -62,7 +63,7 @@ def seconds_of_one_worker(config: EmbedConfig, spec: EmbedderSpec, files: Sequen
 
 def _seconds(content_bytes_R: NDArray[np.int64], config: EmbedConfig, spec: EmbedderSpec) -> NDArray[np.float64]:
     """About how long one worker takes for rows of so many bytes."""
-    speed = workload.core_flops(spec.recipe.compute_dtype, workload.cpu_flags()) * config.compute.cpus_per_worker
+    speed = workload.core_flops(spec.recipe.compute_dtype, cpu_flags()) * config.compute.cpus_per_worker
     if config.source.image is not None:
         facts = vision_facts(verified_folder(spec, weights=False), spec.recipe.kind)
         flops = flops_of(spec, of_images=True)(np.array([facts.max_num_tokens]))

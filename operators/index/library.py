@@ -12,13 +12,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import platform
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy  # noqa: F401  # loads its own, newer OpenBLAS, which knows the CPU better than any name we could give
+
+from operators.work.cpu import cpu_flags
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +50,6 @@ def best_kernel(flags: frozenset[str]) -> str:
     if flags >= _AVX512:
         return "SkylakeX"
     return "Haswell" if flags >= _AVX2 else ""
-
-
-def cpu_flags() -> frozenset[str]:
-    """What the CPU can do, in Linux's words; empty elsewhere and on ARM, where the wheel's choice is sound."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return frozenset()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
 
 
 @functools.cache

@@ -9,7 +9,6 @@ Shapes: N texts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,12 +78,3 @@ def core_flops(dtype: ComputeDtype, cpu_flags: frozenset[str]) -> float:
     """About the FLOP/s of one core of a CPU with these flags (as in /proc/cpuinfo), in models of this number format."""
     measured = {**_BFLOAT16, **_FLOAT32} if dtype == "bfloat16" else _FLOAT32
     return next((speed for flag, speed in measured.items() if flag in cpu_flags), _OTHER_CPU)
-
-
-def cpu_flags() -> frozenset[str]:
-    """What this machine's CPU can do; empty where it does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())

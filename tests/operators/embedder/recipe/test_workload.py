@@ -14,6 +14,7 @@ from operators.embedder.recipe import workload
 from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
 from operators.embedder.recipe.templates import Template
+from operators.work.cpu import cpu_flags
 from tests import checkpoints
 
 RECIPES = Path(__file__).resolve().parents[4] / "configs" / "models"
@@ -88,7 +89,7 @@ def test_speed_goes_by_what_the_cpu_can_do() -> None:
 def test_this_cpu_has_flags_where_linux_says_so() -> None:
     path = Path("/proc/cpuinfo")
     is_told = path.exists() and "flags" in path.read_text()
-    assert bool(workload.cpu_flags()) == is_told
+    assert bool(cpu_flags()) == is_told
 
 
 def test_a_config_may_leave_sizes_out() -> None:
