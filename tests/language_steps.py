@@ -34,7 +34,7 @@ from tests.operators.training.training_files import open_rows, prepare, write_ro
 FOLDER = "LANGUAGE_STEPS_FOLDER"  # of the environment, by which ranks find model and sets
 RECIPES = Path("configs/models")
 NUM_STEPS = 5
-STILL = Tuning(dropout=0.0, attention_dropout=0.0)
+STILL = Tuning(precision="float32", dropout=0.0, attention_dropout=0.0)
 GENERATIVE: dict[str, LanguageLoss] = {
     "mntp": Mntp(loss="mntp", mask_probability=0.5, replacement="bert"),
     "mntp-sample": Mntp(loss="mntp", mask_probability=0.5, weighting="sample"),

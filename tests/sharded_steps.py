@@ -21,7 +21,7 @@ from tests.checkpoints import WORDS
 from tests.training_steps import FOLDER, RECIPES, make_step
 
 STOPS = (3, 6, 8)
-SHARDED = Tuning(sharding="fsdp2")
+SHARDED = Tuning(precision="float32", sharding="fsdp2")
 RUN = "run"
 
 

@@ -70,7 +70,9 @@ def make_step(
     **optimization: Any,
 ) -> tuple[TrainStep, RankBatches]:
     """A step and its batches on this rank, for `folder/model` and the files of `write_sets`."""
-    tuning = (tuning or Tuning()).model_copy(update={"dropout": dropout, "attention_dropout": dropout})
+    tuning = (tuning or Tuning(precision="float32")).model_copy(
+        update={"dropout": dropout, "attention_dropout": dropout}
+    )
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     spec = embedder_spec(str(folder / "model"), EmbedderConfig(), RECIPES)
     torch.manual_seed(0)
@@ -93,7 +95,7 @@ def make_step(
 
 def steps_on_this_rank() -> dict[str, Any]:
     """Losses, gradient norms and the weights after them."""
-    tuning = Tuning.model_validate_json(os.environ.get(TUNING, "{}"))
+    tuning = Tuning.model_validate_json(os.environ.get(TUNING, '{"precision": "float32"}'))
     step, batches = make_step(Path(os.environ[FOLDER]), tokens=512, tuning=tuning)
     metrics = [step(batch) for batch in batches(0, NUM_STEPS)]
     return {

@@ -59,7 +59,7 @@ def _outcome(run: TrainRun, plan: BatchPlan, trained: Trained, started: datetime
         curve=trained.curve,
         objective=losses,
         optimization=config.optimization.model_dump(mode="json"),
-        tuning=config.tuning.model_dump(mode="json"),
+        tuning=config.tuning.model_dump(mode="json") | {"precision": trained.precision},
         seed=config.seed,
         hardware=trained.hardware,
         workers=trained.workers,

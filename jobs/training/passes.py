@@ -10,6 +10,7 @@ from jobs.training.run import TrainRun
 from operators.training.config.language import LanguageLoss, Mntp
 from operators.training.config.objectives import InfoNce, Loss
 from operators.training.config.sets import TrainingSet
+from operators.training.config.tuning import Tuning
 from operators.training.model.encoder import Encoder, Reader
 from operators.training.objectives.set_objective import SetObjective
 from operators.training.objectives.sparsity import Sparsity
@@ -18,11 +19,10 @@ from operators.training.steps.language_passes import LanguagePasses
 from operators.training.steps.passes import GritPasses, Passes, VectorPasses
 
 
-def load_encoder(run: TrainRun, device: torch.device, sharded: bool = True) -> Encoder:
-    """The model to begin with, with its head over the vocabulary where a loss asks for it; whole, if not `sharded`."""
+def load_encoder(run: TrainRun, tuning: Tuning, device: torch.device) -> Encoder:
+    """The model to begin with, with its head over the vocabulary where a loss asks for it."""
     losses = [run.config.objective_of(one) for one in run.config.sets]
     language = run.config.generation is not None or any(isinstance(one, LanguageLoss) for one in losses)
-    tuning = run.config.tuning if sharded else run.config.tuning.model_copy(update={"sharding": "none"})
     return Encoder(run.spec, tuning, device, language)
 
 

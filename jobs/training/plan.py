@@ -42,10 +42,12 @@ def method_of(config: TrainConfig) -> Method:
     """How the config trains."""
     tuning = config.tuning
     frozen: Literal["float32", "bfloat16", "nf4"] = "float32"
-    if tuning.lora is not None and tuning.precision == "bfloat16":
+    precision = tuning.settled(in_hardware=True).precision  # of the GPUs that a forecast is for
+    assert precision != "auto", "settled"
+    if tuning.lora is not None and precision == "bfloat16":
         frozen = tuning.lora.quantized or "bfloat16"
     return Method(
-        precision=tuning.precision,
+        precision=precision,
         rank=tuning.lora.rank if tuning.lora is not None else None,
         adapter_dropout=tuning.lora is not None and tuning.lora.dropout > 0,
         frozen=frozen,

@@ -18,6 +18,7 @@ from jobs.training.checkpoints import best_trained, load_weights, report_checkpo
 from jobs.training.inputs import judged_by, rank_batches, ready_sets, set_reader
 from jobs.training.model import peak_bytes, trained_model
 from jobs.training.passes import load_encoder, set_passes
+from jobs.training.precision import settled_tuning
 from jobs.training.record import RunRecorder
 from jobs.training.run import TrainRun
 from operators.embedder.model.device import prepare_process
@@ -41,7 +42,8 @@ class TrainWorker:
         prepare_process("auto", threads)
         device = ray.train.torch.get_device()  # on a machine with several GPUs, the one that is ours
         torch.manual_seed(config.seed)  # a classifier begins the same on every rank
-        encoder = load_encoder(run, device)
+        self._tuning = settled_tuning(run, device, rank)
+        encoder = load_encoder(run, self._tuning, device)
         readers = [set_reader(run, prepared) for prepared in run.prepared]
         names = [one.name for one in config.sets]
         passes = set_passes(run, encoder, readers[: len(names)])
@@ -124,11 +126,13 @@ class TrainWorker:
         self._recorder.close(finished=True)
         peak = peak_bytes(encoder.device)
         if encoder.is_sharded:
-            encoder = load_encoder(run, torch.device("cpu"), sharded=False)
+            whole = self._tuning.model_copy(update={"sharding": "none"})
+            encoder = load_encoder(run, whole, torch.device("cpu"))
             parameters = trained_parameters(encoder, self._step.passes)
         if kept != done or encoder is not self._step.encoder:
             load_weights(run, parameters, kept)
-        return Trained(self._curve, kept, None, trained_model(run, encoder), peak, self._world_size)
+        model = trained_model(run, encoder)
+        return Trained(self._curve, kept, None, model, peak, self._world_size, self._tuning.precision)
 
     def _keep_batch(self, error: TrainingDiverged) -> str:
         """Write the rows that a run ended on; says where they are."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from operators.embedder import selftest
 from operators.embedder.model import fast_bert
 from operators.embedder.model.bert_weights import FAMILIES, asks_for_no_more, read_bert
-from operators.embedder.model.device import DTYPES
+from operators.embedder.model.device import compute_dtype
 from operators.embedder.model.flops import Flops
 from operators.embedder.model.forward import PaddedForward, PooledForward
 from operators.embedder.model.heads import load_head
@@ -171,7 +171,7 @@ def _read_fast(spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer) -
     ):
         return None
     tokenizer.check_vocabulary(weights.shape.vocab_size)
-    forward = fast_bert.pack_weights(weights, recipe.pooling, DTYPES[recipe.compute_dtype])
+    forward = fast_bert.pack_weights(weights, recipe.pooling, compute_dtype(recipe.compute_dtype, device))
     weights.release()  # the packed layers are copies; of the table of words, what texts hold comes back
     if forward is None:
         return None
@@ -184,7 +184,7 @@ def _load(spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer, packin
     recipe = spec.recipe
     is_bert = text_config(verified_folder(spec, weights=False), recipe).get("model_type") in FAMILIES
     # of which a fast forward is compared with float32 before it casts
-    dtype = torch.float32 if is_bert else DTYPES[recipe.compute_dtype]
+    dtype = torch.float32 if is_bert else compute_dtype(recipe.compute_dtype, device)
     model = load_trunk(spec, tokenizer, dtype, recipe.merge_adapters)
     head, flops = place(model, spec, tokenizer, device)
     return _Model(_make_forward(model, spec, device, tokenizer, packing), head, flops)
@@ -194,7 +194,7 @@ def _make_forward(
     model: transformers.PreTrainedModel, spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer, packing: bool
 ) -> PooledForward:
     recipe = spec.recipe
-    dtype = DTYPES[recipe.compute_dtype]
+    dtype = compute_dtype(recipe.compute_dtype, device)
     may_be_fast = device.type == "cpu" and recipe.layers == (-1,) and recipe.prepend is None and tokenizer.pools_all
     if may_be_fast and fast_bert.supports(model.config.to_dict(), recipe.pooling):
         selftest.check_attention(model, recipe, tokenizer, device)

@@ -17,7 +17,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder.model.device import DTYPES, prepare_process
+from operators.embedder.model.device import compute_dtype, prepare_process
 from operators.embedder.model.forward import default_batch_tokens
 from operators.embedder.model.loading import load_model
 from operators.embedder.tokens.backend import load_fast
@@ -109,7 +109,7 @@ class CrossEncoder:
         folder = scorer_folder(spec, weights=True)
         model = load_model(
             folder,
-            DTYPES[teacher.compute_dtype],
+            compute_dtype(teacher.compute_dtype, self._device),
             recipe_of(teacher),
             transformers.AutoModelForSequenceClassification,
         )

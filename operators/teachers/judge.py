@@ -20,7 +20,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from operators.embedder.model.device import DTYPES, prepare_process
+from operators.embedder.model.device import compute_dtype, prepare_process
 from operators.embedder.model.forward import default_batch_tokens
 from operators.embedder.model.loading import load_model
 from operators.embedder.selftest import PROBE_TOKENS, tokens_that_see
@@ -92,7 +92,8 @@ class Judge:
         self._batch_tokens = teacher.batch_tokens or default_batch_tokens(self._device)
         folder = scorer_folder(spec, weights=True)
         backend = load_fast(folder, teacher.trust_remote_code)[0]
-        model = load_model(folder, DTYPES[teacher.compute_dtype], recipe_of(teacher), transformers.AutoModelForCausalLM)
+        dtype = compute_dtype(teacher.compute_dtype, self._device)
+        model = load_model(folder, dtype, recipe_of(teacher), transformers.AutoModelForCausalLM)
         probe = [*special_ids(backend)[0], *_ids(backend, teacher.prompt)][:PROBE_TOKENS]
         with torch.inference_mode():
             sees_after = tokens_that_see(model.base_model, torch.tensor([probe]))[0]

@@ -37,7 +37,8 @@ def write_config(folder: Path, name: str, tuning: Mapping[str, Any] | None = Non
         "model": str(folder / "model"),
         "sets": [{"name": "pairs", "path": str(folder / "pairs.jsonl"), "kind": "pairs"}],
         "batch": {"size": 256},
-        "tuning": {"dropout": 0, "attention_dropout": 0, **(tuning or {})},  # which every worker draws for itself
+        # which every worker draws for itself; and what other numbers of workers round alike
+        "tuning": {"dropout": 0, "attention_dropout": 0, "precision": "float32", **(tuning or {})},
         "steps": STEPS,
         "checkpoints": {"every": 20},
         "output": {"path": str(folder / name)},

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
 from operators.embedder.factory import load_embedder
+from operators.embedder.model.device import multiplies
 from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.embedder.recipe.spec import embedder_spec
 from operators.embedder.tokens.tokenizing import Tokenizer
@@ -80,6 +82,8 @@ def test_from_pairs_to_a_model_that_others_load(finished: Path, capsys: pytest.C
     assert main == "pairs dev ndcg_at_10"
     assert report["after"][main] > report["before"][main] + 0.05
     assert [one["step"] for one in report["curve"]["evaluations"]] == [0, 10, 20]
+    in_hardware = multiplies(torch.bfloat16, torch.device("cpu"))
+    assert report["tuning"]["precision"] == ("bfloat16" if in_hardware else "float32")
     losses = losses_of(output)
     assert len(losses) == 20
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
@@ -195,7 +199,7 @@ def test_two_workers_share_a_model(tmp_path: Path) -> None:
     """Each with half of the weights: the run of one worker that has them all, and the same model."""
     found = []
     for sharding, workers in (("none", 1), ("fsdp2", 2)):
-        tuning = {"dropout": 0.0, "attention_dropout": 0.0, "sharding": sharding}
+        tuning = {"precision": "float32", "dropout": 0.0, "attention_dropout": 0.0, "sharding": sharding}
         compute = {"workers": workers, "cpus_per_worker": 1}
         config = write_train_config(
             tmp_path, tuning=tuning, compute=compute, steps=10, output={"path": str(tmp_path / sharding)}

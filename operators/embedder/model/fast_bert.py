@@ -42,6 +42,7 @@ from operators.embedder.model.bert_weights import (
     Linear,
     difference,
 )
+from operators.embedder.model.device import multiplies
 from operators.embedder.model.plain_bert import PlainBert
 from operators.embedder.model.pooling import pool_chunks
 from operators.embedder.recipe.keywords import Pooling
@@ -110,7 +111,7 @@ class PackedBert:
 
     def __init__(self, weights: BertWeights, pooling: Pooling, dtype: torch.dtype) -> None:
         shape = weights.shape
-        self.dtype = torch.bfloat16 if dtype == torch.bfloat16 and multiplies_bfloat16() else torch.float32
+        self.dtype = dtype if multiplies(dtype, torch.device("cpu")) else torch.float32
         self.pooling = pooling
         self._heads = shape.heads
         self._pad_id = shape.pad_id
@@ -255,16 +256,6 @@ def prepacks() -> bool:
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 products that oneDNN may use; elsewhere they are emulated, slower than float32.
-
-    oneDNN is asked too: what the CPU can do may be hidden from it (`ONEDNN_MAX_CPU_ISA`), and it then refuses weights.
-    """
-    capabilities = torch.cpu.get_capabilities()
-    in_hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return in_hardware and (not prepacks() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 @torch.inference_mode()

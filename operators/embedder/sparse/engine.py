@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from operators.embedder import selftest
-from operators.embedder.model.device import DTYPES
+from operators.embedder.model.device import compute_dtype
 from operators.embedder.model.forward import PaddedForward
 from operators.embedder.model.loading import load_model
 from operators.embedder.recipe import checkpoint
@@ -100,7 +100,7 @@ def _load(spec: EmbedderSpec, device: torch.device, tokenizer: Tokenizer) -> tup
     """The trunk and the sparse head on it."""
     recipe = spec.recipe
     assert recipe.sparse is not None, "this embedder is chosen for sparse recipes"
-    folder, dtype = verified_folder(spec, weights=True), DTYPES[recipe.compute_dtype]
+    folder, dtype = verified_folder(spec, weights=True), compute_dtype(recipe.compute_dtype, device)
     if recipe.sparse.head == "token_weights":
         model = load_model(folder, dtype, recipe).to(device)
         root = checkpoint.locate_root(recipe.checkpoint, recipe.revision)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from operators.embedder.model.device import DTYPES, prepare_process
+from operators.embedder.model.device import compute_dtype, prepare_process
 from operators.embedder.model.forward import default_batch_tokens
 from operators.embedder.model.loading import load_model
 from operators.embedder.recipe.keywords import Device
@@ -42,7 +42,7 @@ class VisionEmbedder(ABC):
         self.device = prepare_process(device, threads)
         reader = ImageReader(spec)
         self._facts, self._scaling = reader.facts, reader.processor.scaling
-        self._dtype = DTYPES[spec.recipe.compute_dtype]
+        self._dtype = compute_dtype(spec.recipe.compute_dtype, self.device)
         self._model: Any = load_model(verified_folder(spec, weights=True), self._dtype, spec.recipe).to(self.device)
         self._begin(reader.tokenizer)
         self.flops = VisionFlops.of(self._model, spec.recipe.kind)

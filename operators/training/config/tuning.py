@@ -29,9 +29,10 @@ class Tuning(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lora: Lora | None = Field(default=None, description="train adapters alone; null: all weights")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="bfloat16: products in it, and what is frozen beside adapters; trained weights stay float32",
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of products, and of what is frozen beside adapters; trained weights stay float32. auto: bfloat16 "
+        "where every worker multiplies it in hardware, else float32",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations twice in place of keeping them: less memory, a third slower"
@@ -46,10 +47,17 @@ class Tuning(BaseModel):
     @model_validator(mode="after")
     def _fits_quantized(self) -> Tuning:
         if self.lora is not None and self.lora.quantized is not None:
-            if self.precision != "bfloat16":
+            if self.precision == "float32":
                 raise ValueError(
                     "set precision to bfloat16: weights of lora.quantized are not computed with in float32"
                 )
             if self.sharding != "none":
                 raise ValueError("set sharding to none, or leave out lora.quantized: weights of 4 bits are not sharded")
         return self
+
+    def settled(self, in_hardware: bool) -> Tuning:
+        """The same with the precision that `auto` comes to; `in_hardware`: whether every worker multiplies bfloat16."""
+        if self.precision != "auto":
+            return self
+        is_quantized = self.lora is not None and self.lora.quantized is not None
+        return self.model_copy(update={"precision": "bfloat16" if in_hardware or is_quantized else "float32"})

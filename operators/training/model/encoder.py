@@ -122,6 +122,7 @@ class Encoder(torch.nn.Module):
         self.spec = spec
         self.width = spec.dim or spec.sparse_dim
         self.device = device
+        assert tuning.precision != "auto", "settled by the run, the same for all workers"
         self._precision = tuning.precision
         recipe = spec.recipe
         if recipe.kind == "static" or recipe.prepend is not None:
@@ -137,7 +138,7 @@ class Encoder(torch.nn.Module):
             mesh = rank_mesh(device)
             with one_rank_at_a_time(device):
                 self._load(tuning, torch.device("cpu"), whole)  # of which a device may hold no more than a part
-                shard(self.trunk, mesh, tuning.precision)
+                shard(self.trunk, mesh, self._precision)
         else:
             self._load(tuning, torch.device("cpu") if is_quantized else device, whole)
         self.to(device)

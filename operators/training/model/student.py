@@ -49,7 +49,7 @@ def make_student(spec: EmbedderSpec, student: Student, folder: Path, texts: Sequ
 
     `texts` are those whose vectors a projection (`student.dims`) is made from. Weights are written in float32.
     """
-    encoder = Encoder(spec, Tuning(), torch.device("cpu")).eval()
+    encoder = Encoder(spec, Tuning(precision="float32"), torch.device("cpu")).eval()
     trunk = encoder.merged_trunk()
     layers = _wanted_layers(spec, student, int(trunk.config.num_hidden_layers))
     if student.dims is not None:

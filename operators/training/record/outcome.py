@@ -59,6 +59,7 @@ class Trained:
     model: TrainedModel | None = None
     peak_bytes: int | None = None
     workers: int = 1
+    precision: str = ""  # what the config's came to on the workers' hardware
     hardware: str = platform.machine()
 
 

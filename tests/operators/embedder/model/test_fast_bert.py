@@ -164,7 +164,7 @@ def test_texts_longer_than_short_attention_takes(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fast_bert, "MAX_SHORT", 40)
     monkeypatch.setattr(fast_bert, "_short_attention", recorded)
     # bfloat16 in torch's own linear layers, which every CPU has: oneDNN lays weights out only where it multiplies them
-    monkeypatch.setattr(fast_bert, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(fast_bert, "multiplies", lambda half, device: True)
     monkeypatch.setattr(fast_bert, "prepacks", lambda: False)
     model = random_model()
     batch = random_batch((90, 41, 40, 2))
@@ -202,7 +202,7 @@ def test_without_onednn(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_the_cpu_does_not_multiply_is_computed_in_float32(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast_bert, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(fast_bert, "multiplies", lambda half, device: False)
     model = random_model()
     batch = random_batch((60, 9))
     assert (packed(model, "mean", dtype)(batch) - reference(model, batch, "mean")).abs().max() <= 1e-4

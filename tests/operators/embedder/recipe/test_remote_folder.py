@@ -48,7 +48,7 @@ def vectors_of(spec: EmbedderSpec) -> np.ndarray:
 def test_it_is_the_model_of_the_folder(bucket: str, tmp_path: Path, is_trained: bool) -> None:
     folder = tiny_bert(tmp_path / "tiny")
     if is_trained:  # with a recipe of its own
-        encoder = Encoder(spec_of(str(folder)), Tuning(), torch.device("cpu"))
+        encoder = Encoder(spec_of(str(folder)), Tuning(precision="float32"), torch.device("cpu"))
         folder = tmp_path / "trained"
         export(encoder, folder)
     upload_folder(folder, locate(f"{bucket}/model"))

@@ -82,13 +82,13 @@ def model(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> P
 @pytest.mark.parametrize("role", ROLES)
 def test_it_begins_with_the_vectors_of_the_embedder(model: Path, role: Role) -> None:
     texts = some_texts(9)
-    encoder, reader = load(model, Tuning(**STILL))
+    encoder, reader = load(model, Tuning(precision="float32", **STILL))
     np.testing.assert_allclose(vectors_of(encoder, reader, texts, role), embedded(model, texts, role), atol=1e-5)
 
 
 def test_both_roles_in_one_batch(model: Path) -> None:
     texts = some_texts(6)
-    encoder, reader = load(model, Tuning(**STILL))
+    encoder, reader = load(model, Tuning(precision="float32", **STILL))
     tokenized = reader(texts, ["query", "document"] * 3)
     with torch.no_grad():
         found = encoder(tokenized.batch(np.arange(6))).numpy()
@@ -115,7 +115,11 @@ def train(encoder: Encoder, reader: Reader, optimizer: torch.optim.Optimizer, st
     return losses
 
 
-@pytest.mark.parametrize("tuning", [Tuning(dropout=0.1), Tuning(lora=Lora(rank=4))], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "tuning",
+    [Tuning(precision="float32", dropout=0.1), Tuning(precision="float32", lora=Lora(rank=4))],
+    ids=["whole", "lora"],
+)
 def test_resumed_is_uninterrupted_to_the_bit(model: Path, tuning: Tuning, tmp_path: Path) -> None:
     encoder, reader = load(model, tuning)
     whole = train(encoder, reader, make_optimizer(encoder.trained(), Optimization()), range(8))
@@ -131,7 +135,7 @@ def test_resumed_is_uninterrupted_to_the_bit(model: Path, tuning: Tuning, tmp_pa
 
 
 def test_the_state_of_another_run_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    encoder, _ = load(tiny_model, Tuning())
+    encoder, _ = load(tiny_model, Tuning(precision="float32"))
     optimizer = make_optimizer(encoder.trained(), Optimization())
     state.save(tmp_path / "state", encoder.trained(), optimizer, state.Progress(4, "this"))
     with pytest.raises(InputError, match="another folder"):
@@ -142,22 +146,27 @@ def test_the_state_of_another_run_is_refused(tiny_model: Path, tmp_path: Path) -
 
 
 def test_adapters_train_themselves_alone(model: Path) -> None:
-    encoder, _ = load(model, Tuning(lora=Lora(rank=4)))
+    encoder, _ = load(model, Tuning(precision="float32", lora=Lora(rank=4)))
     assert all("lora_" in name for name in encoder.trained())
     with pytest.raises(InputError, match="targets"):
-        load(model, Tuning(lora=Lora(targets=("no_such_layer",))))
+        load(model, Tuning(precision="float32", lora=Lora(targets=("no_such_layer",))))
 
 
 def test_checkpointing_changes_no_gradient(model: Path) -> None:
     found = []
-    for tuning in (Tuning(**STILL), Tuning(gradient_checkpointing=True, **STILL)):
+    for tuning in (
+        Tuning(precision="float32", **STILL),
+        Tuning(precision="float32", gradient_checkpointing=True, **STILL),
+    ):
         encoder, reader = load(model, tuning)
         encoder(reader(some_texts(3), ["document"] * 3).batch(np.arange(3)))[:, 0].sum().backward()
         found.append(torch.cat([p.grad.flatten() for p in encoder.trained().values() if p.grad is not None]))
     torch.testing.assert_close(found[1], found[0])
 
 
-@pytest.mark.parametrize("tuning", [Tuning(), Tuning(lora=Lora(rank=4))], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "tuning", [Tuning(precision="float32"), Tuning(precision="float32", lora=Lora(rank=4))], ids=["whole", "lora"]
+)
 def test_the_model_folder_loads_here_and_in_sentence_transformers(model: Path, tuning: Tuning, tmp_path: Path) -> None:
     encoder, reader = load(model, tuning)
     train(encoder, reader, make_optimizer(encoder.trained(), Optimization()), range(3))

@@ -55,7 +55,7 @@ def test_a_run_in_parts_goes_on_in_other_parts_and_whole(folder: Path, monkeypat
         if not name.endswith("key.bias"):  # see test_step
             torch.testing.assert_close(parameter, whole.parameters[name], rtol=0, atol=1e-4, msg=name)
 
-    monkeypatch.setattr("tests.sharded_steps.SHARDED", Tuning())
+    monkeypatch.setattr("tests.sharded_steps.SHARDED", Tuning(precision="float32"))
     assert ranks[0]["half"] == pytest.approx(half_losses(folder), rel=0.03)
 
 

@@ -43,7 +43,7 @@ from operators.training.steps.grad_cache import Tower, cached_backward
 from tests.checkpoints import WORDS, tiny_bert, tiny_decoder
 
 RECIPES = Path("configs/models")
-STILL = Tuning(dropout=0.0, attention_dropout=0.0)
+STILL = Tuning(precision="float32", dropout=0.0, attention_dropout=0.0)
 FLOPS = FlopsRegularisation(query=0.02, document=0.01, ramp_steps=10)
 STEP = 5  # half of the ramp: a quarter of the weights
 
@@ -122,7 +122,7 @@ def test_loss_and_gradients_are_those_of_sentence_transformers(spec: EmbedderSpe
     assert compared > 30
 
 
-@pytest.mark.parametrize("tuning", [STILL, Tuning(lora=Lora(rank=4))], ids=["whole", "lora"])
+@pytest.mark.parametrize("tuning", [STILL, Tuning(precision="float32", lora=Lora(rank=4))], ids=["whole", "lora"])
 @pytest.mark.parametrize("head", ["mlm", "lm"])
 def test_the_folder_makes_the_sparse_vectors_of_the_encoder(tmp_path: Path, head: str, tuning: Tuning) -> None:
     if head == "mlm":

@@ -221,7 +221,7 @@ def test_the_extra_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"lora": {"quantized": "nf4"}}, "set precision to bfloat16"),
+        ({"lora": {"quantized": "nf4"}, "precision": "float32"}, "set precision to bfloat16"),
         ({"lora": {"quantized": "nf4"}, "precision": "bfloat16", "sharding": "fsdp2"}, "set sharding to none"),
     ],
 )

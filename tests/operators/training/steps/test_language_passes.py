@@ -170,7 +170,9 @@ def test_a_pair_is_one_text_of_which_the_second_part_is_said(folder: Path) -> No
     assert exercise.labels_n[len(asked) :].tolist() == said[1:].tolist()
 
 
-@pytest.mark.parametrize("tuning", [STILL, Tuning(lora=Lora(rank=4), dropout=0.0)], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "tuning", [STILL, Tuning(precision="float32", lora=Lora(rank=4), dropout=0.0)], ids=["whole", "lora"]
+)
 @pytest.mark.parametrize("loss", ["mntp", "causal_lm"])
 def test_the_folder_goes_on_where_training_ended(folder: Path, loss: str, tuning: Tuning, tmp_path: Path) -> None:
     spec = embedder_spec(str(folder / "recipe.yaml"), EmbedderConfig(), RECIPES)

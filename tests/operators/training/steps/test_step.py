@@ -30,10 +30,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "tuning",
     [
-        pytest.param(Tuning(), id="whole"),
-        pytest.param(Tuning(sharding="fsdp2", gradient_checkpointing=True), id="sharded", marks=pytest.mark.slow),
+        pytest.param(Tuning(precision="float32"), id="whole"),
         pytest.param(
-            Tuning(sharding="fsdp2", lora=Lora(rank=4, dropout=0.0)), id="sharded-lora", marks=pytest.mark.slow
+            Tuning(precision="float32", sharding="fsdp2", gradient_checkpointing=True),
+            id="sharded",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            Tuning(precision="float32", sharding="fsdp2", lora=Lora(rank=4, dropout=0.0)),
+            id="sharded-lora",
+            marks=pytest.mark.slow,
         ),
     ],
 )
