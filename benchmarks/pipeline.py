@@ -2,16 +2,20 @@
 
     python -m benchmarks.pipeline --data FILE.jsonl.gz [--rows N] [--rounds 2]
 
-Bare engine: as many processes with one thread as there are workers, texts and token ids in memory, no Ray. Pipeline:
-`python -m jobs embed` in a process of its own. They take turns; `steady` counts from the first fragment on storage,
-`whole` includes the start of Ray and the loading of the model. The ratio is the median over rounds.
+Bare engine: as many processes with one thread as there are workers, all texts in memory and sorted by length at once,
+no Ray; with token ids ready, and tokenizing too, as whoever uses the engine has to. Pipeline: `python -m jobs embed` in
+a process of its own, its workers at the priority of the bare engine's, where Ray's own choice is 15 lower: beside other
+work that would be another share of the machine. They take turns; `steady` counts from the first fragment on storage,
+`whole` includes the start of Ray and the loading of the model. A ratio is the median over rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +27,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from benchmarks.engine import OURS, RECIPES, Contender, count, machine, read_texts, start
+from benchmarks.engine import OURS, OURS_FROM_TEXT, RECIPES, Contender, count, machine, read_texts, start
 from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.embedder.recipe.spec import embedder_spec
 
@@ -45,24 +49,23 @@ def main() -> None:
     spec = embedder_spec(arguments.model, EmbedderConfig(device="cpu"), RECIPES)
     lengths_N, _ = count(spec, texts)
     print(f"{machine()}\n{len(texts):,} texts, {int(lengths_N.sum()):,} tokens")
-    bare_speeds, steady_speeds, whole_speeds = [], [], []
+    peers: dict[str, list[float]] = {OURS: [], OURS_FROM_TEXT: []}
+    pipeline: dict[str, list[float]] = {"steady": [], "whole": []}
     for number in range(arguments.rounds):
-        bare_speeds.append(_bare(arguments, texts, lengths_N))
-        steady, whole = _pipeline(arguments, texts)
-        steady_speeds.append(steady)
-        whole_speeds.append(whole)
-        print(
-            f"round {number}: bare {bare_speeds[-1]:,.0f}, steady {steady:,.0f}, whole {whole:,.0f} tokens/s",
-            flush=True,
-        )
-    for name, speeds in (("steady", steady_speeds), ("whole", whole_speeds)):
-        ratio = statistics.median(s / b for s, b in zip(speeds, bare_speeds, strict=True))
-        print(f"pipeline ({name}) / bare engine: {ratio:.3f}")
+        for engine, speeds in peers.items():
+            speeds.append(_bare(engine, arguments, texts, lengths_N))
+        for speeds, speed in zip(pipeline.values(), _pipeline(arguments, texts), strict=True):
+            speeds.append(speed)
+        measured = (f"{name} {speeds[-1]:,.0f}" for name, speeds in {**peers, **pipeline}.items())
+        print(f"round {number}: {'; '.join(measured)} tokens/s", flush=True)
+    for (name, speeds), (engine, bare) in itertools.product(pipeline.items(), peers.items()):
+        ratio = statistics.median(s / b for s, b in zip(speeds, bare, strict=True))
+        print(f"pipeline ({name}) / bare engine ({engine}): {ratio:.3f}")
 
 
-def _bare(arguments: argparse.Namespace, texts: list[str], lengths_N: NDArray[np.int64]) -> float:
+def _bare(engine: str, arguments: argparse.Namespace, texts: list[str], lengths_N: NDArray[np.int64]) -> float:
     arguments.batch_tokens = None
-    pool, processes = start(Contender(OURS, arguments.dtype, arguments.workers, 1), texts, lengths_N, arguments)
+    pool, processes = start(Contender(engine, arguments.dtype, arguments.workers, 1), texts, lengths_N, arguments)
     pool.round()
     for connection, process in zip(pool.connections, processes, strict=True):
         connection.send("stop")
@@ -90,7 +93,8 @@ def _pipeline(arguments: argparse.Namespace, texts: list[str]) -> tuple[float, f
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         started = time.perf_counter()
         command = [sys.executable, "-m", "jobs", "embed", str(folder / "config.yaml")]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        env = {"RAY_worker_niceness": "0", **os.environ}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
         seconds = time.perf_counter() - started
         report = json.loads((folder / "vectors" / "report.json").read_text())
         return float(report["steady_tokens_per_second"]), float(report["counts"]["tokens"]) / seconds

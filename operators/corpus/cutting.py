@@ -26,7 +26,7 @@ from operators.work.fragment import Extent, SourceFile, Unit
 SECONDS = 30.0
 # Where that leaves a worker fewer fragments than `FRAGMENTS_PER_WORKER`, they are shorter, down to this
 LEAST_SECONDS = 4.0
-FRAGMENTS_PER_WORKER = 10
+FRAGMENTS_PER_WORKER = 20
 SAMPLED_FILES, SAMPLED_ROWS, SAMPLED_IMAGES = 8, 256, 8
 # A file of text is a row, and packs of them are made by bytes: only one of very many small files ends by its rows
 ROWS_OF_PACKS = 4

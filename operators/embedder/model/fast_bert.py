@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 # classes of transformers that compute this formula
 MODELS = frozenset({"BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel"})
-# So that few different shapes reach oneDNN, which compiles a kernel for each (0.3 ms, for AMX 4 ms) and keeps few of them
+# So that few different shapes reach oneDNN, which compiles a kernel for each (0.3 ms, for AMX 4 ms) and keeps few
 TOKENS_STEP = 64
 MAX_SCORES = 1 << 20  # scores of one run of texts: 2 MB in bfloat16
 MAX_SHORT = 1024  # longest text whose scores are kept whole
