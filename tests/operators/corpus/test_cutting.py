@@ -39,9 +39,9 @@ def test_a_large_corpus_is_cut_by_time() -> None:
 
 
 def test_a_small_corpus_gives_every_worker_several() -> None:
-    rows = 500_000 / 50_000 * 100
-    assert size(0.1, 500_000).rows == pytest.approx(rows / FRAGMENTS_PER_WORKER / 2, abs=1)
-    assert size(0.1, 500_000, workers=1).rows == pytest.approx(rows / FRAGMENTS_PER_WORKER, abs=1)
+    rows = 1_000_000 / 50_000 * 100
+    assert size(0.1, 1_000_000).rows == pytest.approx(rows / FRAGMENTS_PER_WORKER / 2, abs=1)
+    assert size(0.1, 1_000_000, workers=1).rows == pytest.approx(rows / FRAGMENTS_PER_WORKER, abs=1)
 
 
 def test_fragments_have_a_least_time() -> None:
