@@ -24,7 +24,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import IO, Any
 
-from cluster.environment import ROOT, sane_environment, worker_environment
+from cluster.environment import COMPUTE_VARIABLES, ROOT, sane_environment, worker_environment
 from cluster.errors import TOKEN_HELP, ClusterError
 from cluster.shipping import code_folder
 
@@ -59,7 +59,7 @@ def connect(local_cpus: int | None = None, verbose: bool = False) -> Iterator[Se
     address = os.environ.get("RAY_ADDRESS", "local")
     try:
         if address == "local":
-            with _short_temp_folder() as temp_folder:
+            with _short_temp_folder() as temp_folder, _compute_variables():
                 _start_local(local_cpus, temp_folder, verbose)
                 yield _session(local=True)
                 ray.shutdown()  # before its folder goes
@@ -68,6 +68,30 @@ def connect(local_cpus: int | None = None, verbose: bool = False) -> Iterator[Se
             yield _session(local=False)
     finally:
         ray.shutdown()
+
+
+def compute_runtime_env() -> dict[str, Any]:
+    """The `runtime_env` of tasks and actors that compute: COMPUTE_VARIABLES, unless they inherit them from here.
+
+    A process with an environment of its own is a new one; those that a local Ray starts ahead would stand idle.
+    """
+    import ray
+
+    node = ray._private.worker.global_worker.node
+    inherits = node is not None and node.head and all(name in os.environ for name in COMPUTE_VARIABLES)
+    return {} if inherits else {"env_vars": COMPUTE_VARIABLES}
+
+
+@contextmanager
+def _compute_variables() -> Iterator[None]:
+    """COMPUTE_VARIABLES in the environment that a local Ray and its processes inherit, where the user has none."""
+    added = {name: value for name, value in COMPUTE_VARIABLES.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _start_local(num_cpus: int | None, temp_folder: str | None, verbose: bool) -> None:

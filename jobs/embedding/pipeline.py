@@ -20,8 +20,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from cluster.environment import COMPUTE_VARIABLES
 from cluster.metrics import embed_metrics
+from cluster.session import compute_runtime_env
 from jobs.embedding.capacity import EMBED_CPU_SHARE, workers_that_fit
 from jobs.embedding.config import Compute, EmbedConfig
 from jobs.embedding.workers import (
@@ -116,7 +116,7 @@ def model_stage(compute: Compute, pool: ray.data.ActorPoolStrategy) -> dict[str,
         "num_cpus": EMBED_CPU_SHARE * compute.cpus_per_worker,
         "num_gpus": compute.gpus_per_worker or None,
         "memory": compute.memory_per_worker_bytes,
-        "runtime_env": {"env_vars": COMPUTE_VARIABLES},
+        "runtime_env": compute_runtime_env(),
     }
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import ray
 from ray.util import ActorPool
 
-from cluster.environment import COMPUTE_VARIABLES
+from cluster.session import compute_runtime_env
 from jobs.embedding.capacity import EMBED_CPU_SHARE, workers_that_fit
 from jobs.embedding.config import Compute
 from jobs.embedding.identity import RECIPES
@@ -127,7 +127,7 @@ class EmbeddingPool:
             num_cpus=EMBED_CPU_SHARE * compute.cpus_per_worker,
             num_gpus=compute.gpus_per_worker or None,
             memory=compute.memory_per_worker_bytes,
-            runtime_env={"env_vars": COMPUTE_VARIABLES},
+            runtime_env=compute_runtime_env(),
             max_restarts=-1,
             max_task_retries=_RETRIES,
         )(EmbeddingWorker)

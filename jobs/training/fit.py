@@ -9,8 +9,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from cluster.environment import COMPUTE_VARIABLES
-from cluster.session import Session
+from cluster.session import Session, compute_runtime_env
 from jobs.training.board import shown_board
 from jobs.training.checkpoints import forget_snapshot
 from jobs.training.run import CHECKPOINTS, TrainRun
@@ -43,7 +42,7 @@ def fit(run: TrainRun, session: Session) -> Trained:
                 storage_path=output.path,
                 storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=compute.max_failures),
-                worker_runtime_env={"env_vars": COMPUTE_VARIABLES},
+                worker_runtime_env=compute_runtime_env(),
                 logging_config=LoggingConfig("WARNING"),
             ),
         )

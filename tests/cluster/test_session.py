@@ -11,21 +11,25 @@ from typing import Any
 
 import pytest
 
-from cluster.environment import ROOT
+from cluster.environment import COMPUTE_VARIABLES, ROOT
 from tests.cluster.raylets import ADDRESS, Raylets
 
 JOB = """
 import json, os, sys
-from cluster.environment import sane_environment
+from cluster.environment import COMPUTE_VARIABLES, sane_environment
 sane_environment()
 from cluster.errors import ClusterError
-from cluster.session import connect
+from cluster.session import compute_runtime_env, connect
 import ray, ray.data
 
 @ray.remote
 def on_worker():
     from operators.work import fragment
     return [fragment.__file__, os.environ["TOKENIZERS_PARALLELISM"], ray.get_runtime_context().get_node_id()]
+
+@ray.remote
+def compute_variables():
+    return {name: os.environ.get(name) for name in COMPUTE_VARIABLES}
 
 class Doubler:
     def __call__(self, batch):
@@ -38,10 +42,13 @@ try:
             facts["inner"] = inner.address
         workers = [on_worker.options(scheduling_strategy="SPREAD").remote() for _ in range(4)]
         facts["workers"] = ray.get(workers)
+        facts["runtime_env"] = compute_runtime_env()
+        facts["computing"] = ray.get(compute_variables.options(runtime_env=compute_runtime_env()).remote())
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=1)
         doubled = ray.data.range(10, override_num_blocks=2).map_batches(Doubler, num_cpus=0.5, compute=pool)
         facts["sum"] = doubled.sum("id")
         facts["logs_exist"] = os.path.isdir(session.logs)
+    facts["left"] = sorted(COMPUTE_VARIABLES.keys() & os.environ.keys())
     facts["after"] = [ray.is_initialized(), os.path.isdir(session.logs)]
     print(json.dumps(facts))
 except ClusterError as error:
@@ -50,7 +57,7 @@ except ClusterError as error:
 
 
 def run_here(cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k not in COMPUTE_VARIABLES}
     env = {**clean, "PYTHONPATH": str(ROOT), **env}
     return subprocess.run([sys.executable, "-c", JOB], cwd=cwd, env=env, capture_output=True, text=True, timeout=200)
 
@@ -64,7 +71,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local_run(home: Path) -> subprocess.CompletedProcess[str]:
-    return run_here(home, TMPDIR=str(home), HOME=str(home), PYTHONWARNINGS="ignore")
+    return run_here(home, TMPDIR=str(home), HOME=str(home), PYTHONWARNINGS="ignore", MALLOC_ARENA_MAX="3")
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +98,12 @@ def test_session_workers_import_the_code_from_any_folder(local_facts: dict[str, 
     for file, tokenizers_parallelism, _ in local_facts["workers"]:
         assert Path(file) == ROOT / "operators/work/fragment.py"
         assert tokenizers_parallelism == "false"
+
+
+def test_processes_that_compute_inherit_their_variables_and_can_be_those_that_wait(local_facts: dict[str, Any]) -> None:
+    assert local_facts["runtime_env"] == {}  # another one would need a new process
+    assert local_facts["computing"] == {**COMPUTE_VARIABLES, "MALLOC_ARENA_MAX": "3"}  # what the user has set wins
+    assert local_facts["left"] == ["MALLOC_ARENA_MAX"]
 
 
 def test_session_prints_nothing_of_its_own(local_run: subprocess.CompletedProcess[str]) -> None:
@@ -127,6 +140,8 @@ def test_session_joins_a_cluster_of_two_raylets_with_its_code(raylets: Raylets, 
     assert not facts["local"]
     assert (facts["num_nodes"], facts["num_cpus"], facts["address"]) == (2, 4, ADDRESS)
     assert facts["sum"] == 90
+    assert facts["runtime_env"] == {"env_vars": COMPUTE_VARIABLES}
+    assert facts["computing"] == COMPUTE_VARIABLES
     assert len({node for _, _, node in facts["workers"]}) == 2
     assert not any(file.startswith(str(ROOT)) for file, _, _ in facts["workers"])  # the code that was sent, not ours
 
