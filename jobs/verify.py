@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 
 from cluster.session import connect
 from jobs.embedding.backlog import Backlog, find_backlog
 from jobs.embedding.config import EmbedConfig as Config
 from jobs.embedding.identity import RECIPES, cut_as, identify
+from jobs.embedding.small import needs_no_ray
 from operators.corpus.listing import list_source
 from operators.embedder.recipe.spec import embedder_spec
 from operators.errors import InputError
@@ -41,15 +44,28 @@ def run(config: Config) -> int:
     if not backlog.snapshot.number:
         raise InputError(f"run embed first: {dataset.url} has no snapshot yet")
     problems = [*_listing_problems(backlog), *_visible_orphans(dataset)]
-    with connect(local_cpus=config.compute.local_cpus):
-        from jobs.embedding.checking import duplicate_ids, embed_again, verify_units
-
-        problems += verify_units(config, dataset, identity, backlog.snapshot)
-        problems += duplicate_ids(config, dataset, identity, backlog.snapshot)
-        sampled, cosine = embed_again(config, spec, dataset, identity, backlog.snapshot)
+    snapshot = backlog.snapshot
+    with _checks(config, dataset, backlog) as checks:
+        problems += checks.verify_units(config, dataset, identity, snapshot)
+        problems += checks.duplicate_ids(config, dataset, identity, snapshot)
+        sampled, cosine = checks.embed_again(config, spec, dataset, identity, snapshot)
     if cosine < config.verify.min_cosine:
         problems.append(Problem("(sample)", f"embedded again, {sampled} documents agree only to {cosine:.6f}"))
     return _report(backlog, identity, problems, sampled, cosine)
+
+
+@contextmanager
+def _checks(config: Config, dataset: Location, backlog: Backlog) -> Iterator[ModuleType]:
+    """The module with the checks: of this process where all is small, else of Ray."""
+    if needs_no_ray(config, dataset, [record.fragment.unit for record in backlog.snapshot.records]):
+        from jobs.embedding import checking
+
+        yield checking
+        return
+    with connect(local_cpus=config.compute.local_cpus):
+        from jobs.embedding import checking_on_ray
+
+        yield checking_on_ray
 
 
 def _listing_problems(backlog: Backlog) -> Iterator[Problem]:

@@ -120,6 +120,19 @@ def duplicated_in_store(
         yield row["doc_id"], keys[int(np.searchsorted(ends, row["position"], "right"))]
 
 
+def duplicated_in_small_store(
+    dataset: Location, records: Sequence[FragmentRecord], source: Source, keep: pa.Schema
+) -> Iterator[tuple[str, str]]:
+    """What `duplicated_in_store` finds, by reading all ids here: no Ray, and no hashes on storage."""
+    tables = [CANDIDATES.empty_table()]
+    for ordinal, record in enumerate(records):
+        ids = _first_ids(dataset, record.key)
+        columns = [ids, pa.repeat(ordinal, len(ids)), pa.array(range(len(ids)), pa.int64())]
+        tables.append(pa.table(columns, schema=CANDIDATES).filter(ids.is_valid()))
+    for row in later_occurrences(pa.concat_tables(tables)).to_pylist():
+        yield row["doc_id"], records[row["ordinal"]].key
+
+
 def find_later(
     dataset: Location, holders: Sequence[Holder], roles: Sequence[Role], read: Reader, named: int | None
 ) -> pa.Table:
@@ -262,11 +275,16 @@ def _later(named: int | None, *candidates: pa.Table) -> pa.Table:
 def _ids(holder: Holder, dataset: Location, source: Source, keep: pa.Schema) -> Iterator[pa.Array]:
     """Ids of a holder in order; null where a row is rejected anyhow, or is not a document's first chunk."""
     for key in holder.stored:
-        table = read_table(data_file(dataset, key), ["doc_id", "chunk"])
-        yield pc.if_else(pc.equal(table["chunk"], 0), table["doc_id"], None).combine_chunks()
+        yield _first_ids(dataset, key)
     if holder.unit is not None:
         for rows in read_rows(holder.unit, source, keep):
             yield pc.if_else(pc.is_null(rows["reason"]), rows["doc_id"], None).combine_chunks()
+
+
+def _first_ids(dataset: Location, key: str) -> pa.Array:
+    """The ids of a fragment's vectors in order, each document's once; null for its further chunks."""
+    table = read_table(data_file(dataset, key), ["doc_id", "chunk"])
+    return pc.if_else(pc.equal(table["chunk"], 0), table["doc_id"], None).combine_chunks()
 
 
 def _num_cpus() -> int:

@@ -7,19 +7,18 @@ left over goes through Ray, whose ledger finds the row.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
 
-from cluster.environment import expected_cpus
 from jobs.embedding.backlog import Backlog
 from jobs.embedding.board import OwnLedger
 from jobs.embedding.config import EmbedConfig
 from jobs.embedding.cutting import seconds_of_one_worker
 from jobs.embedding.duplicates import duplicate_positions
 from jobs.embedding.outcome import stored_plan
+from jobs.embedding.small import MOST_SECONDS, needs_no_ray
 from jobs.embedding.watching import EMBEDDING, LOADING, RunProgress
 from jobs.embedding.workers import (
     EmbedWorker,
@@ -33,37 +32,24 @@ from jobs.embedding.workers import (
     write,
 )
 from operators.embedder.recipe.spec import EmbedderSpec
-from operators.storage import Location, delete, exists, locate, write_whole
+from operators.storage import Location, delete, exists, write_whole
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord
 from operators.work.fragment import Counts, Unit
 
-MOST_SECONDS = 5.0  # of one worker, by the estimate that fragments are cut by; a Ray takes some eight to start and end
-_MOST_BYTES = 4 << 20  # of the source; also what an estimate that is wrong by a factor can do
 _MARKER = "running-in-process"
 
 
 def is_brief(config: EmbedConfig, spec: EmbedderSpec, dataset: Location, backlog: Backlog) -> bool:
-    """Whether the pending work is better done here: little of it, on local files, with nothing that asks for Ray."""
-    source, compute = config.source, config.compute
-    if expected_cpus(compute.local_cpus) is None or _has_ray():
-        return False
-    if compute.workers is not None or compute.gpus_per_worker or config.embedder.device == "cuda":
-        return False
-    is_local = all(locate(path, source.storage_options).is_local for path in (*source.paths, dataset.url))
-    checks_ids = source.id is not None and source.duplicates != "keep_all"
-    if not is_local or (checks_ids and backlog.records) or exists(dataset / _MARKER):
-        return False
+    """Whether the pending work is better done here: a few seconds of it, on local files, and nothing asks for Ray."""
     pending = backlog.pending
-    if sum(unit.size_bytes for unit in pending) > _MOST_BYTES:
+    if not needs_no_ray(config, dataset, pending):
+        return False
+    checks_ids = config.source.id is not None and config.source.duplicates != "keep_all"
+    if (checks_ids and backlog.records) or exists(dataset / _MARKER):
         return False
     files = list(dict.fromkeys(extent.file for unit in pending for extent in unit.extents))
     return seconds_of_one_worker(config, spec, files) <= MOST_SECONDS
-
-
-def _has_ray() -> bool:
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 class InProcess:

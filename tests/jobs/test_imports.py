@@ -51,7 +51,7 @@ def test_a_plan(tmp_path: Path, tiny_model: Path) -> None:
 def test_only_embedding_workers_import_torch() -> None:
     code = (
         "import sys, jobs.embed, jobs.verify, jobs.evaluate\n"
-        "import jobs.embedding.pipeline, jobs.embedding.checking, jobs.embedding.workers\n"
+        "import jobs.embedding.pipeline, jobs.embedding.checking_on_ray, jobs.embedding.workers\n"
         "costly = {'torch', 'transformers', 'sklearn', 'scipy', 'mteb', 'bm25s'}\n"
         "sys.exit(f'imported: {heavy}' if (heavy := costly & set(sys.modules)) else 0)"
     )

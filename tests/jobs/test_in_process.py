@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.embedding import in_process
+from jobs.embedding import in_process, small
 from jobs.embedding.backlog import Backlog
 from jobs.embedding.config import EmbedConfig
 from jobs.embedding.identity import RECIPES
@@ -88,6 +91,44 @@ def test_it_gives_what_ray_gives(tmp_path: Path, tiny_model: Path, local_ray: No
     assert snapshot_of(tmp_path / "alone").number == 1
 
 
+def test_verify_says_what_it_says_on_ray(
+    tmp_path: Path, tiny_model: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a sound dataset, and of one with ids that come twice."""
+    rows = [*documents(40), *documents(2, start=7)]
+    write_jsonl(tmp_path / "docs.jsonl", rows)
+    keep_all = {"source": {"duplicates": "keep_all", "rows_per_fragment": 10}}
+    assert run_alone("embed", config_of(tmp_path, tiny_model, **keep_all))[0] == 0
+    for settings, expected in ((keep_all, 0), ({"source": {"rows_per_fragment": 10}}, 3)):
+        code, output, imported = run_alone("verify", config_of(tmp_path, tiny_model, **settings))
+        assert (code, imported) == (expected, set()), output
+        capsys.readouterr()
+        assert run_job("verify", write_config(tmp_path, tiny_model, **settings)) == expected
+        on_ray = capsys.readouterr().out
+        assert steady(on_ray) == steady(output.split("imported:")[0])
+    assert on_ray.count("is in the dataset more than once") == 2
+
+
+def test_verify_finds_vectors_that_are_no_longer_what_was_written(tmp_path: Path, tiny_model: Path) -> None:
+    write_jsonl(tmp_path / "docs.jsonl", documents(20))
+    config = config_of(tmp_path, tiny_model, source={"rows_per_fragment": 10})
+    assert run_alone("embed", config)[0] == 0
+    [record, *_] = snapshot_of(tmp_path).records
+    data = tmp_path / "vectors" / "data" / f"{record.key}.parquet"
+    table = pq.read_table(data)
+    doubled = pc.multiply(pc.list_flatten(table["embedding"]), 2.0).cast(pa.float32())
+    vectors = pa.FixedSizeListArray.from_arrays(doubled.combine_chunks(), 32)
+    pq.write_table(table.set_column(table.schema.get_field_index("embedding"), "embedding", vectors), data)
+    code, output, _ = run_alone("verify", config)
+    assert code == 3, output
+    assert record.key in output
+
+
+def steady(output: str) -> list[str]:
+    """The lines of a report without the cosine, which another number of threads rounds otherwise."""
+    return sorted(re.sub(r"cosine [0-9.]+", "cosine", line) for line in output.strip().splitlines())
+
+
 @pytest.mark.parametrize("dtype", ["int8", "binary"])
 def test_forms_of_the_vectors(dtype: str, tmp_path: Path, tiny_model: Path) -> None:
     write_jsonl(tmp_path / "docs.jsonl", documents(30))
@@ -133,7 +174,7 @@ def test_what_is_brief(
     changes: dict[str, Any], expected: bool, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It follows from the model and the source, from a speed that the config states, and from what it asks of Ray."""
-    monkeypatch.setattr(in_process, "_has_ray", lambda: False)
+    monkeypatch.setattr(small, "_has_ray", lambda: False)
     write_jsonl(tmp_path / "docs.jsonl", documents(200))
     values = yaml.safe_load(config_of(tmp_path, tiny_model).read_text())
     config = EmbedConfig.model_validate({**values, **changes})
