@@ -44,7 +44,7 @@ class PooledModel:
         if task.index is not None:
             return self._through_index(task, data, queries_QD)
         blocks = corpus_blocks(data.corpus)
-        return self._pool.nearest(data.query_ids, queries_QD, blocks, Prompted.text(task), max(task.k))
+        return self._pool.nearest(data.query_ids, queries_QD, blocks, Prompted.text(task), task.depth)
 
     def _through_index(self, task: Task, data: RetrievalSet, queries_QD: Vectors) -> Run:
         assert task.index is not None, "the task has an index"
@@ -60,7 +60,7 @@ class PooledModel:
             )
         vectors_QD = as_queries(queries_QD, identity.space)
         with open_shards(location, snapshot, Crew(1, _SEARCH_CPUS, _SEARCHERS), None) as workers:
-            return _documents(workers, snapshot, data.query_ids, vectors_QD, max(task.k))
+            return _documents(workers, snapshot, data.query_ids, vectors_QD, task.depth)
 
 
 class Bm25Model:
@@ -74,7 +74,7 @@ class Bm25Model:
 
 
 def _bm25(task: Task, data: RetrievalSet) -> Run:
-    return bm25_run(data.query_ids, data.queries, read_corpus(data.corpus), max(task.k))
+    return bm25_run(data.query_ids, data.queries, read_corpus(data.corpus), task.depth)
 
 
 def _documents(

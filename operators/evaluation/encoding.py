@@ -51,7 +51,7 @@ class Retriever(Protocol):
     """A model that ranks documents, with vectors or without."""
 
     def retrieve(self, task: Task, data: RetrievalSet) -> Run:
-        """The best max(task.k) documents of every judged query."""
+        """The best `task.depth` documents of every judged query."""
         ...
 
 

@@ -130,6 +130,11 @@ class Task(BaseModel):
         return self.folds or (_FOLDS if self.is_file else None)
 
     @property
+    def depth(self) -> int:
+        """Results to find of each query, the query itself included where it is dropped."""
+        return max(self.k) + self.ignore_identical_ids
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """The names of the metrics that this task can have."""
         ranked = tuple(f"{name}_at_{k}" for name in _RANKED for k in self.k)

@@ -74,11 +74,11 @@ class RankEmbedder:
         if task.index is not None:
             raise InputError(f"take the index out of the task {task.name!r}: it holds vectors of another model")
         queries_QD = unit_vectors(self.embed(data.queries, Prompted.query(task)), "queries")
-        found = NearestDocuments(len(data.queries), max(task.k))
+        found = NearestDocuments(len(data.queries), task.depth)
         for block in read_corpus(data.corpus):
             texts = block.texts.to_pylist()
             vectors_ND = unit_vectors(self.embed(texts, Prompted.text(task)), "documents")
-            found.add(nearest_of_block(queries_QD, vectors_ND, block.ids, block.start, max(task.k)))
+            found.add(nearest_of_block(queries_QD, vectors_ND, block.ids, block.start, task.depth))
         return found.run(data.query_ids)
 
     def _embed_own(self, texts: Sequence[str], roles: Sequence[Role], own: slice, reader: Reader) -> torch.Tensor:

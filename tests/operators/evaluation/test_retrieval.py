@@ -7,6 +7,7 @@ import pytest
 
 from operators.errors import InputError
 from operators.evaluation.retrieval import check_judged, score_run
+from operators.evaluation.tasks import Task
 
 pytest.importorskip("mteb")
 
@@ -70,3 +71,17 @@ def test_a_nan_similarity_is_refused() -> None:
 def test_judgements_of_another_corpus_are_refused() -> None:
     with pytest.raises(InputError, match="check the ids"):
         check_judged({"a": {"x": 1.0}}, {"a": {"other": 1}})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_found_at_depth_is_enough_where_identical_ids_are_dropped(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ks = (1, 2, int(rng.integers(3, 9)))
+    task = Task(name="t", kind="retrieval", path="t", k=ks, ignore_identical_ids=True)
+    names = [f"d{i}" for i in range(30)]
+    full = {name: dict(zip(names, rng.permutation(30).astype(float).tolist(), strict=True)) for name in names}
+    for name in names:
+        full[name][name] = 99.0  # a text is nearest to itself
+    cut = {query: dict(sorted(found.items(), key=lambda it: -it[1])[: task.depth]) for query, found in full.items()}
+    qrels = {name: {names[i]: 1 for i in rng.permutation(30)[:4]} for name in names}
+    assert score_run(cut, qrels, ks, True).metrics == score_run(full, qrels, ks, True).metrics
