@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from operators.embedder.sparse_vectors import SparseVectors
 from operators.errors import InputError
 from operators.index.filters import parse_filter
+from operators.index.graphs import Mask
 from operators.index.ids import IdMap
 from operators.index.library import faiss, use_threads
 from operators.index.postings import Postings, best_of_all
-from operators.index.shard import Mask, Shard
+from operators.index.shard import Shard
 from operators.index.snapshot import SPARSE_FILE, IndexSnapshot, Settings, ShardRecord, shard_file
 from operators.index.trained import Prepared, open_trained
 from operators.index.vectors import Vectors
@@ -33,6 +34,8 @@ from operators.storage import Location, read_bytes
 from operators.storage.cache import Cache
 
 SHARD_BITS = 40
+_FEW_SELECTED = 10_000  # vectors that a filter selects; comparing a query with all of them takes a millisecond
+_ALL_LISTS = 1 << 30  # cut to the lists that there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,13 +243,15 @@ def as_given(found: Found, places_Q: NDArray[np.int64] | None) -> Found:
 
 
 def settings_for(settings: Settings, selected: int, total: int) -> Settings:
-    """Settings for a filter that lets `selected` of `total` vectors pass: as many looked at as without it."""
+    """Settings for a filter that lets `selected` of `total` vectors pass: as many looked at as without it.
+
+    Graphs go by what each shard selects (`Shard.candidates`).
+    """
     if selected >= total or not selected:
         return settings
-    factor = total / selected
-    return settings.model_copy(
-        update={"nprobe": int(np.ceil(settings.nprobe * factor)), "ef": int(np.ceil(settings.ef * min(factor, 16)))}
-    )
+    if selected <= _FEW_SELECTED:
+        return settings.model_copy(update={"nprobe": _ALL_LISTS})
+    return settings.model_copy(update={"nprobe": int(np.ceil(settings.nprobe * total / selected))})
 
 
 def _with_shard(number: int, ordinals_QK: NDArray[np.int64]) -> NDArray[np.int64]:

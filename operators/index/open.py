@@ -74,7 +74,8 @@ class Index:
         search is sparse, given with `vectors`, it is hybrid, both rankings fused as `fusion` says.
 
         Returns query (0-based), rank (from 1), doc_id, chunk, score and `columns`; a query has fewer than k rows where
-        so few vectors match. Scores are cosines, inner products, squared distances or Hamming distances, by the
+        so few vectors match. Vectors are fractional numbers, or codes as they are stored (`VectorSpace.queries`).
+        Scores are cosines, inner products, squared distances or Hamming distances, by the
         index's metric; inner products for sparse vectors; and what the fusion makes of both. Raises InputError for
         vectors of another size, or not finite.
         """
@@ -82,7 +83,7 @@ class Index:
         queries_QD = None
         if vectors is not None:
             self._check_has(("dense", self.identity.dim))
-            queries_QD = self.identity.space.prepared(np.atleast_2d(np.asarray(vectors)), "the queries")
+            queries_QD = self.identity.space.queries(np.atleast_2d(np.asarray(vectors)), "the queries")
         asked = None
         if sparse is not None:
             self._check_has(("sparse", self.identity.sparse_dim))

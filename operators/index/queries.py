@@ -6,6 +6,7 @@ queries: {path: "vectors/*.parquet", id: doc_id, vector: embedding}
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,7 +76,8 @@ def read_query_vectors(queries: Queries, space: VectorSpace, rows: int = VECTORS
         row = 0
         for table in tables:
             ids = _ids(table, queries, file.path, row)
-            yield QueryBatch(ids, space.from_column(table[queries.vector], file.path))
+            vectors_QD = space.queries_of_column(table[queries.vector], file.path, _scale_of(table.schema, space))
+            yield QueryBatch(ids, vectors_QD)
             row += table.num_rows
 
 
@@ -90,7 +92,13 @@ def _parquet(queries: Queries, path: str, rows: int) -> Iterator[pa.Table]:
             if name not in file.schema_arrow.names:
                 raise InputError(f"{path} has no column {name!r}; it has {', '.join(file.schema_arrow.names)}")
         for batch in file.iter_batches(rows, columns=columns):
-            yield pa.Table.from_batches([batch])
+            yield pa.Table.from_batches([batch]).replace_schema_metadata(file.schema_arrow.metadata)
+
+
+def _scale_of(schema: pa.Schema, space: VectorSpace) -> float | None:
+    """The scale of int8 codes that are another dataset's, which its data files tell."""
+    stored = json.loads((schema.metadata or {}).get(b"embedfleet.dataset", b"{}"))
+    return stored.get("scale") if space.dtype == "int8" else None
 
 
 def _jsonl(queries: Queries, path: str) -> Iterator[pa.Table]:
@@ -99,10 +107,12 @@ def _jsonl(queries: Queries, path: str) -> Iterator[pa.Table]:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
-            rows.append(_parsed(line, queries, path, number))
-            if len(rows) == TEXTS_AT_ONCE:
+            row = _parsed(line, queries, path, number)
+            # Codes and vectors are told apart by their numbers' type, so that one table has one of them.
+            if rows and (len(rows) == TEXTS_AT_ONCE or _kind(rows[-1], queries) != _kind(row, queries)):
                 yield pa.Table.from_pylist(rows)
                 rows = []
+            rows.append(row)
         if rows:
             yield pa.Table.from_pylist(rows)
 
@@ -113,12 +123,18 @@ def _parsed(line: bytes, queries: Queries, path: str, number: int) -> dict[str, 
         names = [name for name in (queries.id, queries.vector) if name is not None]
         picked = {name: row[name] for name in names}
         if queries.vector is not None:
-            picked[queries.vector] = np.asarray(picked[queries.vector], np.float32)
+            values = np.asarray(picked[queries.vector])
+            picked[queries.vector] = values if values.dtype == np.int64 else values.astype(np.float32)
         return picked
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"mend line {number} of {path}: {type(error).__name__}: {error} (wanted: {queries.vector})"
         ) from None
+
+
+def _kind(row: dict[str, Any], queries: Queries) -> str:
+    assert queries.vector is not None, "these queries are vectors"
+    return str(row[queries.vector].dtype)
 
 
 def _ids(table: pa.Table, queries: Queries, path: str, row: int) -> pa.Array:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.errors import InputError
+from operators.index.graphs import Best, Mask, search_graph, selector
 from operators.index.library import faiss
 from operators.index.list_costs import suits
 from operators.index.list_order import search_by_list
@@ -22,9 +23,6 @@ from operators.index.snapshot import Settings, ShardRecord
 from operators.index.spec import Parts, take_apart
 from operators.index.trained import Prepared, Trained, check_same_training, read_faiss
 from operators.index.vectors import Vectors
-
-Mask = NDArray[np.bool_]
-Best = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and ordinals [Q, K], best first, -1 where there are fewer
 
 
 class Shard:
@@ -66,6 +64,8 @@ class Shard:
             assert queries.lists_QP is not None, "an index with inverted lists prepares them"
             by_list = suits(core, len(queries.core_QD), queries.lists_QP.shape[1])
             return self._of_lists(queries, k, mask, self._by_list if by_list else self._scanned)
+        if isinstance(core, (faiss.IndexHNSW, faiss.IndexBinaryHNSW)):
+            return search_graph(core, self._spec, queries.core_QD, k, settings.ef, mask)
         index, back = self._selecting(mask)
         params = self._params(index, settings, mask if back is None else None)
         found = index.search(queries.core_QD, k, params=params) if params else index.search(queries.core_QD, k)
@@ -103,7 +103,7 @@ class Shard:
         return search_by_list(self.parts.core, self.parts.refine, self._quantizer, queries, k, mask)
 
     def _scanned(self, queries: Prepared, k: int, mask: Mask | None) -> Best:
-        return scan(self.parts.core, queries, k, _selector(mask))
+        return scan(self.parts.core, queries, k, selector(mask))
 
     def scanned(self, queries: Prepared, settings: Settings) -> float:
         """Vectors that a query is compared with, in the mean; for graphs the candidates that are kept."""
@@ -126,10 +126,7 @@ class Shard:
         return np.full((num_queries, k), worst, np.float32), np.full((num_queries, k), -1, np.int64)
 
     def _params(self, index: Any, settings: Settings, mask: Mask | None) -> Any:
-        selector = _selector(mask)
-        chosen = {} if selector is None else {"sel": selector}
-        if isinstance(index, (faiss.IndexHNSW, faiss.IndexBinaryHNSW)):
-            return faiss.SearchParametersHNSW(efSearch=settings.ef, **chosen)
+        chosen = {} if mask is None else {"sel": selector(mask)}
         if isinstance(index, faiss.IndexBinaryIVF):
             index.nprobe = max(1, min(settings.nprobe, index.nlist))  # it takes no parameters per call
             return None
@@ -148,12 +145,8 @@ class Shard:
         if self._without is None or self._without[0] != packed.tobytes():
             copy = read_faiss(self._file, self._spec, mmap=False)
             inner = copy if self._spec.is_binary else take_apart(copy).core
-            inner.remove_ids(faiss.IDSelectorNot(_selector(mask)))
+            inner.remove_ids(faiss.IDSelectorNot(selector(mask)))
             keeps_ids = isinstance(inner, faiss.IndexBinaryIVF)
             self._without = (packed.tobytes(), (copy, inner), None if keeps_ids else np.flatnonzero(mask))
         (_, inner), back = self._without[1], self._without[2]
         return inner, np.arange(self.record.rows) if back is None else back
-
-
-def _selector(mask: Mask | None) -> Any:
-    return None if mask is None else faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))

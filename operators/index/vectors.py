@@ -78,7 +78,49 @@ class VectorSpace:
             values_ND = values_ND / norms_N[:, None]
         return values_ND
 
+    def queries(self, given: Any, where: str, scale: float | None = None) -> Vectors:
+        """Query vectors [Q, D] of any form in the one that is searched.
+
+        Of int8 datasets whole numbers are codes, of the dataset's scale or of `scale`, and fractional ones vectors. Of
+        binary ones whole numbers are packed bits if there are D / 8 of them; D numbers are vectors, whose signs count.
+        Raises InputError for what is neither, and what `prepared` refuses.
+        """
+        values = np.asarray(given)
+        if values.dtype.kind not in "iufb" or values.ndim != 2:
+            raise InputError(f"give vectors of {self.dim} numbers: {where} has {values.dtype} of shape {values.shape}")
+        is_whole = values.dtype.kind in "iu"
+        low, high = (0, 255) if self.dtype == "binary" else (-128, 127)
+        if self.dtype == "binary" and values.shape[1] == self.dim:
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise InputError(f"mend {where}: a vector holds NaN or infinity")
+            return np.packbits(values > 0, axis=1, bitorder="big")
+        if (self.dtype == "int8" and is_whole) or self.dtype == "binary":
+            if not is_whole or (values.size and (values.min() < low or values.max() > high)):
+                what = "packed bits" if self.dtype == "binary" else "codes, or fractional numbers for plain vectors"
+                raise InputError(f"give whole numbers from {low} to {high} as {what}: {where} has others")
+            if self.dtype == "int8":
+                factor = scale if scale is not None else self.scale
+                assert factor is not None, "an int8 dataset has a scale"
+                values = values.astype(np.float32) * np.float32(factor)
+        return self.prepared(values, where)
+
+    def queries_of_column(self, column: pa.ChunkedArray, where: str, scale: float | None = None) -> Vectors:
+        """A column of query vectors, as `queries` takes them."""
+        parts = [self._plain(chunk, where) for chunk in column.chunks if len(chunk)]
+        if not parts:
+            return np.empty((0, self.width), np.uint8 if self.dtype == "binary" else np.float32)
+        if len({part.shape[1] for part in parts}) > 1:
+            raise InputError(f"give vectors of one length: {where} has {sorted({p.shape[1] for p in parts})}")
+        return self.queries(np.concatenate(parts), where, scale)
+
     def _from_chunk(self, chunk: pa.Array, where: str) -> Vectors:
+        values = self._plain(chunk, where)
+        if self.dtype == "int8":
+            assert self.scale is not None, "an int8 dataset has a scale"
+            return values.astype(np.float32) * np.float32(self.scale)
+        return values if self.dtype == "binary" else values.astype(np.float32, copy=False)
+
+    def _plain(self, chunk: pa.Array, where: str) -> Vectors:
         if chunk.null_count:
             raise InputError(f"embed {where} again: {chunk.null_count} of its vectors are missing (null)")
         if not pa.types.is_fixed_size_list(chunk.type):
@@ -90,10 +132,7 @@ class VectorSpace:
             raise InputError(f"embed {where} again: a component of a vector is missing (null)")
         width = len(flat) // len(chunk)
         values: Vectors = flat.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
-        if self.dtype == "int8":
-            assert self.scale is not None, "an int8 dataset has a scale"
-            return values.astype(np.float32) * np.float32(self.scale)
-        return values if self.dtype == "binary" else values.astype(np.float32, copy=False)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
