@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from jobs.embedding.backlog import Backlog, find_backlog
 from jobs.embedding.config import EmbedConfig as Config
+from jobs.embedding.dropping import check_files_gone, check_rows_lost
 from jobs.embedding.identity import RECIPES, cut_as, identify
 from jobs.embedding.outcome import RunLog, check_gates, store_config
 from jobs.embedding.watching import CHECKING_IDS, LISTING, RunProgress
@@ -46,12 +47,14 @@ def run(config: Config) -> int:
         settled = cut_as(config, identity)
         todo = find_backlog(dataset, settled, files, identity)
         log.settle(settled, todo)
+        check_files_gone(config, todo)
         backlog = _embed_pending(settled, spec, dataset, identity, todo, progress) if todo.pending else todo
     if backlog is None:
         return run(config)
     if backlog.snapshot.number and backlog.snapshot.keys == {record.key for record in backlog.complete}:
         log.nothing_to_do()
         return check_gates(config, backlog.complete)
+    check_rows_lost(config, backlog.snapshot.records, backlog.complete)
     snapshot = publish(dataset, backlog.complete)
     log.finish(snapshot)
     return check_gates(config, snapshot.records)

@@ -10,4 +10,4 @@ class InputError(ValueError):
 
 
 class GateMissed(Exception):
-    """The job finished and its output is in place, but a gate of the config was missed."""
+    """A gate of the config was missed; the message says whether the output is in place."""

@@ -60,6 +60,13 @@ class Gates(BaseModel):
     max_rejected_fraction: float = Field(
         default=0.01, ge=0, le=1, description="rejected rows as a fraction of all rows of the snapshot"
     )
+    max_dropped_fraction: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="rows of the latest snapshot that may leave because the source has them no more, as a fraction; "
+        "above it nothing is published; 1 = any",
+    )
 
 
 class Verification(BaseModel):
