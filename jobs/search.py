@@ -45,9 +45,8 @@ def _search_one(config: Config) -> int:
     """Search in this process, and print the results with the beginnings of their texts."""
     assert config.query is not None, "the config has one query"
     index = open_index(config.index, config.storage_options, config.snapshot, config.compute.cache_dir)
-    spec = query_spec(
-        locate(index.identity.embeddings, config.storage_options), index.identity.fingerprint, config.prompt
-    )
+    dataset = locate(index.identity.embeddings, config.storage_options)
+    spec = query_spec(dataset, index.identity.fingerprint, config.prompt, config.trust_remote_code)
     if not config.query.strip():
         raise InputError("give a query of at least one word: it is empty")
     mode = mode_of(config, index.identity)

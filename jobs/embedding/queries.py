@@ -24,29 +24,38 @@ from operators.storage import Location, exists, read_bytes
 
 
 def document_config(dataset: Location) -> EmbedConfig:
-    """The config that a dataset was embedded with. Raises InputError where it is gone or from another version."""
+    """The config that a dataset was embedded with; what it says of running code is left out, since it is data.
+
+    Raises InputError where it is gone or from another version.
+    """
     location = dataset / "config.yaml"
     if not exists(location):
         raise InputError(f"restore {location}, or give ready vectors (queries.vector): it says which model to use")
     try:
-        return EmbedConfig.model_validate(yaml.safe_load(read_bytes(location))["config"])
+        stored = EmbedConfig.model_validate(yaml.safe_load(read_bytes(location))["config"])
     except (pydantic.ValidationError, KeyError, TypeError) as error:
         raise InputError(f"give ready vectors (queries.vector): {location} does not read ({error})") from None
+    return stored.model_copy(update={"embedder": stored.embedder.model_copy(update={"trust_remote_code": False})})
 
 
-def query_spec(dataset: Location, fingerprint: str, prompt: str | None = None) -> EmbedderSpec:
+def query_spec(
+    dataset: Location, fingerprint: str, prompt: str | None = None, trust_remote_code: bool = False
+) -> EmbedderSpec:
     """How to embed queries for a dataset's vectors; `prompt` in place of the recipe's own for queries.
+
+    Code that comes with the checkpoint runs only where `trust_remote_code` says so, whatever the dataset says.
 
     Raises InputError where the model on this machine is not the one that embedded the documents.
     """
     config = document_config(dataset)
-    documents = embedder_spec(config.model, config.embedder, RECIPES)
+    trusted = config.embedder.model_copy(update={"trust_remote_code": trust_remote_code})
+    documents = embedder_spec(config.model, trusted, RECIPES)
     if dataset_fingerprint(config, documents) != fingerprint:
         raise InputError(
             f"use the model that embedded the documents: {config.model} on this machine has another fingerprint than "
             f"{dataset.url} ({fingerprint[:12]}); its files or recipe have changed"
         )
-    changed = config.embedder.model_copy(update={"role": "query", "prompt": prompt})
+    changed = trusted.model_copy(update={"role": "query", "prompt": prompt})
     return embedder_spec(config.model, changed, RECIPES)
 
 

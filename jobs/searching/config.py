@@ -59,6 +59,9 @@ class SearchConfig(BaseModel):
     prompt: str | None = Field(
         default=None, description="text put before each query, in place of the recipe's prompt for queries"
     )
+    trust_remote_code: bool = Field(
+        default=False, description="run Python code that comes with the checkpoint which embedded the documents"
+    )
     nprobe: int | None = Field(default=None, ge=1, description="inverted lists to look into; null = as tuned")
     ef: int | None = Field(default=None, ge=1, description="candidates of a graph search; null = as tuned")
     k_factor: int | None = Field(default=None, ge=1, description="candidates a result to rank; null = as tuned")

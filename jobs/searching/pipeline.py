@@ -143,7 +143,7 @@ def _text_rows(
     assert config.queries is not None, "the config has queries"
     identity = snapshot.identity
     dataset = locate(identity.embeddings, config.storage_options)
-    spec = query_spec(dataset, identity.fingerprint, config.prompt)
+    spec = query_spec(dataset, identity.fingerprint, config.prompt, config.trust_remote_code)
     source = config.queries.source.model_copy(update={"rows_per_fragment": TEXTS_AT_ONCE})
     documents = document_config(dataset)
     cpus = ray.cluster_resources().get("CPU", 1)

@@ -27,7 +27,8 @@ def trained_model(run: TrainRun, encoder: Encoder) -> TrainedModel:
     num_trained = sum(parameter.numel() for parameter in encoder.trained().values())
     with tempfile.TemporaryDirectory(prefix="embedfleet-model-") as folder:
         export(encoder, Path(folder), trained_widths(run.config))
-        exported = embedder_spec(folder, EmbedderConfig(), RECIPES)
+        trusted = EmbedderConfig(trust_remote_code=run.spec.recipe.trust_remote_code)
+        exported = embedder_spec(folder, trusted, RECIPES)
         upload_folder(Path(folder), run.output / MODEL_FOLDER)
     recipe = exported.recipe
     return TrainedModel(

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from jobs.embedding.queries import QueryEmbedder, query_spec
+from jobs.embedding.queries import QueryEmbedder, document_config, query_spec
 from operators.index import open_index
 from operators.storage import locate
 from operators.store.dataset import read_identity
@@ -132,3 +133,17 @@ def test_recall_is_measured_with_real_texts(folder: Path, tmp_path: Path) -> Non
     assert recall is not None
     assert recall.source.endswith("questions.jsonl")
     assert recall.queries == 100
+
+
+def test_a_datasets_own_config_cannot_switch_on_code(folder: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "vectors"
+    shutil.copytree(folder / "vectors", dataset)
+    stored = yaml.safe_load((dataset / "config.yaml").read_text())
+    stored["config"]["embedder"]["trust_remote_code"] = True
+    (dataset / "config.yaml").write_text(yaml.safe_dump(stored))
+    place = locate(str(dataset))
+    identity = read_identity(place)
+    assert identity is not None
+    assert not document_config(place).embedder.trust_remote_code
+    assert not query_spec(place, identity.fingerprint).recipe.trust_remote_code
+    assert query_spec(place, identity.fingerprint, trust_remote_code=True).recipe.trust_remote_code

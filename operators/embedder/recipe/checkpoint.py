@@ -164,7 +164,8 @@ def check_remote_code(folder: Path, config: dict[str, Any], trusted: bool) -> No
     if config.get("model_type") not in CONFIG_MAPPING:
         raise InputError(
             f"{folder} brings its own model code ({config['auto_map']['AutoModel']}), which is not run by default: "
-            "set embedder.trust_remote_code=true (or trust_remote_code: true in the recipe) after reading that code"
+            "set embedder.trust_remote_code=true (of a search trust_remote_code=true, or in a recipe in configs/models "
+            "trust_remote_code: true) after reading that code"
         )
 
 

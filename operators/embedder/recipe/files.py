@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -12,16 +13,33 @@ from operators.embedder.recipe import checkpoint, layouts, remote_folder
 from operators.embedder.recipe.recipe import Recipe
 from operators.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 OWN_RECIPE = "recipe.yaml"  # in a checkpoint folder: says more than any layout can
 
 
 def load_recipe(model: str, recipes_dir: Path) -> Recipe:
-    """The recipe that `model` names: a recipe in `recipes_dir`, a .yaml file, a checkpoint folder, or a hub id."""
-    if model.endswith((".yaml", ".yml")):
-        return _recipe_file(Path(model).expanduser())
+    """The recipe that `model` names: a recipe in `recipes_dir`, a .yaml file, a checkpoint folder, or a hub id.
+
+    Only a recipe in `recipes_dir` may say trust_remote_code: others travel with checkpoints, and are data.
+    """
     named = recipes_dir / f"{model}.yaml"
     if re.fullmatch(r"[\w.-]+", model) and named.is_file():
         return _recipe_file(named)
+    recipe = _brought_recipe(model, recipes_dir)
+    if recipe.trust_remote_code:
+        logger.warning(
+            "the recipe of %s asks for trust_remote_code, which only the job's config or a recipe in %s may switch on",
+            model,
+            recipes_dir,
+        )
+    return recipe.model_copy(update={"trust_remote_code": False})
+
+
+def _brought_recipe(model: str, recipes_dir: Path) -> Recipe:
+    """The recipe of a model that is not one of `recipes_dir` by name."""
+    if model.endswith((".yaml", ".yml")):
+        return _recipe_file(Path(model).expanduser())
     if model.startswith(checkpoint.PACKAGE_PREFIX):
         return _folder_recipe(model, checkpoint.package_folder(model))
     if remote_folder.is_url(model):

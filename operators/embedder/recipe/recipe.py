@@ -176,7 +176,10 @@ class Recipe(BaseModel):
         default=None, description="the size where embedder.dims is null; null: the largest"
     )
     compute_dtype: ComputeDtype = Field(default="float32", description="number format of the model's arithmetic")
-    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the checkpoint")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="run Python code that comes with the checkpoint; only recipes in configs/models may say so",
+    )
     word_vectors: WordVectors | None = Field(default=None, description="how `checkpoint`, a file of vectors, is read")
 
     @model_validator(mode="after")

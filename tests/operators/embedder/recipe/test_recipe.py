@@ -310,3 +310,21 @@ def test_checkpoints_that_are_not_there(tmp_path: Path, checkpoint: str, message
     path.write_text(yaml.safe_dump({"checkpoint": checkpoint, "pooling": "mean", "normalize": True, "max_tokens": 9}))
     with pytest.raises(InputError, match=message):
         embedder_spec(str(path), EmbedderConfig(), RECIPES)
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_a_recipe_that_comes_with_a_checkpoint_cannot_switch_on_its_code(
+    bert: Path, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"checkpoint": str(bert), "pooling": "mean", "normalize": True, "max_tokens": 8, "trust_remote_code": True}
+    (bert / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    edit_json(bert / "config.json", model_type="new", auto_map={"AutoModel": "modeling_new.NewModel"})
+    model = bert if named == "folder" else bert / "recipe.yaml"
+    with caplog.at_level(logging.WARNING):
+        assert not load_recipe(str(model), RECIPES).trust_remote_code
+    assert "only the job's config or a recipe in" in caplog.text
+    with pytest.raises(InputError, match="brings its own model code"):
+        spec_of(model)
+    assert spec_of(model, trust_remote_code=True).recipe.trust_remote_code, "the user's own config may"
+    (bert / "named.yaml").write_text(yaml.safe_dump(fields))
+    assert load_recipe("named", bert).trust_remote_code, "and a recipe of the repository's folder"
