@@ -1,6 +1,7 @@
 """List folders and expand globs: never from a cache, and in bounded memory.
 
-From S3 a listing streams a page at a time; elsewhere the largest folder is what it takes.
+From S3 a listing streams, a thousand objects at a time in however many folders; elsewhere the largest folder is what it
+takes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from operators.storage.files import exists
 from operators.storage.location import Location, tried_at
 
 _MODIFIED_NAMES = ("LastModified", "last_modified", "mtime", "updated", "created")  # S3, Azure, SFTP, GCS, memory
+_LAST_CHARACTER = "\U0010ffff"  # no name of an object begins with what comes after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,9 @@ class _Entry:
     url: str
     file: FileInfo | None  # None for a folder
 
-    @property
-    def is_hidden(self) -> bool:
-        return self.name[:1] in (".", "_")
+
+def _is_hidden(name: str) -> bool:
+    return name[:1] in (".", "_")
 
 
 def list_folder(location: Location, hidden: bool = False) -> list[FileInfo]:
@@ -49,7 +51,7 @@ def list_folder(location: Location, hidden: bool = False) -> list[FileInfo]:
 
     Hidden ones (names that begin with "." or "_", such as files that a killed process was writing) only if asked for.
     """
-    return [e.file for e in _entries(location) if e.file is not None and (hidden or not e.is_hidden)]
+    return [e.file for e in _entries(location) if e.file is not None and (hidden or not _is_hidden(e.name))]
 
 
 def iter_files(location: Location) -> Iterator[FileInfo]:
@@ -65,37 +67,95 @@ def iter_files(location: Location) -> Iterator[FileInfo]:
     parts = location.url.split("/")
     first = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), None)
     if first is None or exists(location):  # names may hold brackets, too
-        yield from _matching(location, ["**"], frozenset({0}))
+        yield from _matching(location, _EVERYTHING)
         return
     folder = Location("/".join(parts[:first]) or "/", location.options)
-    yield from _matching(folder, parts[first:], frozenset({0}))
+    yield from _matching(folder, _Place(tuple(parts[first:]), frozenset({0})))
 
 
-def _matching(folder: Location, pattern: list[str], places: frozenset[int]) -> Iterator[FileInfo]:
-    """Files below `folder`; `places` are the parts of the pattern that a name here may match."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """How far a folder's path has come in a glob: the parts that a name in it may match."""
+
+    pattern: tuple[str, ...]
+    places: frozenset[int]
+
+    def takes_file(self, name: str) -> bool:
+        """Whether a file of this name in the folder matches."""
+        return len(self.pattern) in self._after(name)
+
+    def below(self, name: str) -> _Place | None:
+        """The same for a folder in it; None where nothing below that can match."""
+        after = self._after(name)
+        if len(self.pattern) in after:
+            return _EVERYTHING
+        return _Place(self.pattern, after) if after else None
+
+    def _after(self, name: str) -> frozenset[int]:
+        here, after, is_hidden = set(self.places), set(), _is_hidden(name)
+        for place, part in enumerate(self.pattern):
+            if place not in here:
+                continue
+            if part == "**":
+                here.add(place + 1)  # it may stand for no folder at all
+                if not is_hidden:
+                    after |= {place, place + 1} if place + 1 == len(self.pattern) else {place}
+            elif fnmatch.fnmatchcase(name, part) and (not is_hidden or part[0] == name[0]):
+                after.add(place + 1)
+        return frozenset(after)
+
+
+_EVERYTHING = _Place(("**",), frozenset({0}))
+
+
+def _matching(folder: Location, place: _Place) -> Iterator[FileInfo]:
+    """Files below `folder`, which has come to `place` in a glob."""
+    if folder.is_s3:
+        yield from _s3_matching(folder, place)
+        return
     for entry in _entries(folder):
-        after = _places_after(entry, pattern, places)
         if entry.file is not None:
-            if len(pattern) in after:
+            if place.takes_file(entry.name):
                 yield entry.file
-        elif len(pattern) in after:
-            yield from _matching(Location(entry.url, folder.options), ["**"], frozenset({0}))
-        elif after:
-            yield from _matching(Location(entry.url, folder.options), pattern, after)
+        elif (below := place.below(entry.name)) is not None:
+            yield from _matching(Location(entry.url, folder.options), below)
 
 
-def _places_after(entry: _Entry, pattern: list[str], places: frozenset[int]) -> frozenset[int]:
-    here, after = set(places), set()
-    for place, part in enumerate(pattern):
-        if place not in here:
-            continue
-        if part == "**":
-            here.add(place + 1)  # it may stand for no folder at all
-            if not entry.is_hidden:
-                after |= {place, place + 1} if place + 1 == len(pattern) else {place}
-        elif fnmatch.fnmatchcase(entry.name, part) and (not entry.is_hidden or part[0] == entry.name[0]):
-            after.add(place + 1)
-    return frozenset(after)
+def _s3_matching(folder: Location, place: _Place) -> Iterator[FileInfo]:
+    """The same from a flat listing: a request for a thousand objects, in however many folders they lie.
+
+    Where a page ends inside a folder in which nothing can match, the next begins behind that folder.
+    """
+    bucket, prefix = _bucket_and_prefix(folder)
+    names: list[str] = []  # of the folder that the last object was in, from `folder` on
+    places: list[_Place | None] = [place]  # of `folder` and of each of these
+    request: dict[str, Any] = {}
+    while True:
+        page = _s3_page(folder, {"Bucket": bucket, "Prefix": prefix, **request})
+        for item in page.get("Contents", []):
+            *folders, name = item["Key"][len(prefix) :].split("/")
+            _walk_to(folders, names, places)
+            found = places[-1]
+            if name and found is not None and found.takes_file(name):
+                yield _s3_info(bucket, item)
+        if not page.get("IsTruncated"):
+            return
+        request = {"ContinuationToken": page["NextContinuationToken"]}
+        if places[-1] is None:
+            request = {"StartAfter": f"{prefix}{'/'.join(names[: places.index(None)])}/{_LAST_CHARACTER}"}
+
+
+def _walk_to(folders: list[str], names: list[str], places: list[_Place | None]) -> None:
+    """Bring the names and places of a folder's path to those of another one's, keeping what both share."""
+    if folders == names:
+        return
+    shared = next((i for i, (a, b) in enumerate(zip(folders, names, strict=False)) if a != b), None)
+    shared = min(len(folders), len(names)) if shared is None else shared
+    del names[shared:], places[shared + 1 :]
+    for name in folders[shared:]:
+        above = places[-1]
+        names.append(name)
+        places.append(above.below(name) if above is not None else None)
 
 
 def _entries(folder: Location) -> Iterator[_Entry]:
@@ -137,20 +197,33 @@ def _local_info(url: str, stat: os.stat_result) -> FileInfo:
 
 def _s3_entries(folder: Location) -> Iterator[_Entry]:
     """Page by page, so that a folder of millions of objects takes the memory of a thousand."""
-    bucket, _, key = folder.url.removeprefix("s3://").partition("/")
-    prefix = f"{key}/" if key else ""
+    bucket, prefix = _bucket_and_prefix(folder)
     request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
     while True:
-        page = tried_at(folder, lambda: folder.fs.call_s3("list_objects_v2", **request))
+        page = _s3_page(folder, request)
         entries = [(item["Key"], item) for item in page.get("Contents", []) if not item["Key"].endswith("/")]
         entries += [(item["Prefix"], None) for item in page.get("CommonPrefixes", [])]
         for path, item in sorted(entries, key=lambda entry: entry[0]):
             name = path[len(prefix) :].removesuffix("/")
             url = f"s3://{bucket}/{path.removesuffix('/')}"
-            yield _Entry(name, url, _remote_info(url, {**item, "size": item["Size"]}) if item else None)
+            yield _Entry(name, url, _s3_info(bucket, item) if item else None)
         if not page.get("IsTruncated"):
             return
         request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _bucket_and_prefix(folder: Location) -> tuple[str, str]:
+    bucket, _, key = folder.url.removeprefix("s3://").partition("/")
+    return bucket, f"{key}/" if key else ""
+
+
+def _s3_page(folder: Location, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    fs = folder.fs
+    return tried_at(folder, lambda: cast(Mapping[str, Any], fs.call_s3("list_objects_v2", **request)))
+
+
+def _s3_info(bucket: str, item: Mapping[str, Any]) -> FileInfo:
+    return _remote_info(f"s3://{bucket}/{item['Key']}", {**item, "size": item["Size"]})
 
 
 def _other_entries(folder: Location) -> list[_Entry]:
