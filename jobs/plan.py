@@ -104,7 +104,7 @@ def _sample(
     from operators.pipeline.stages import tokenize_fragment
 
     tokenizer = Tokenizer(spec)
-    images = load_image_reader(spec, config.source.image, config.source.storage_options)
+    images = load_image_reader(spec, config.source)
     check_fits(config.chunking, tokenizer.max_text_tokens)
     samples = []
     for unit, wanted in zip(units, rows_to_read, strict=True):

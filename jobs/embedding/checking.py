@@ -79,7 +79,7 @@ def embed_fragments_again(
 ) -> tuple[int, float]:
     """Embed a sample of these fragments' documents again; how many, and the least cosine to the stored vectors."""
     tokenizer = Tokenizer(spec)
-    images = load_image_reader(spec, config.source.image, config.source.storage_options)
+    images = load_image_reader(spec, config.source)
     load = load_chunk_embedder if config.chunking.late else load_embedder
     embed = load(spec, device=config.embedder.device, threads=threads)
     documents, least = 0, 1.0

@@ -144,7 +144,7 @@ def _tokenizer(spec: EmbedderSpec, source: Source) -> tuple[Tokenizer, ImageRead
     key = (spec.fingerprint, source.image)
     if key not in _tokenizers:
         _tokenizers.clear()
-        _tokenizers[key] = (Tokenizer(spec), load_image_reader(spec, source.image, source.storage_options))
+        _tokenizers[key] = (Tokenizer(spec), load_image_reader(spec, source))
     return _tokenizers[key]
 
 
@@ -213,7 +213,7 @@ def scale_of_sample(config: EmbedConfig, spec: EmbedderSpec, keep: pa.Schema, un
     """The int8 scale that fits the vectors of a few hundred documents."""
     step = max(1, len(units) // CALIBRATION_UNITS)
     tokenizer = Tokenizer(spec)
-    images = load_image_reader(spec, config.source.image, config.source.storage_options)
+    images = load_image_reader(spec, config.source)
     embedder = load_embedder(spec, device=config.embedder.device, threads=config.compute.cpus_per_worker)
     vectors = []
     for unit in units[::step][:CALIBRATION_UNITS]:

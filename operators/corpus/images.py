@@ -3,30 +3,21 @@
     binary | {bytes, path} (as Hugging Face datasets write it) | path | URL | data: URL   ->   IMAGE_TYPE
 
 A path is taken from the folder of the file that names it. Bytes travel with the row; what is only named is fetched
-when it is prepared for the model, so that listing, counting and verifying a corpus open no image.
+when it is prepared for the model (operators.corpus.image_fetching): listing, counting and verifying open no image.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import errno
 import posixpath
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.errors import InputError
-from operators.storage import locate, open_input, redact
-
 IMAGE_TYPE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
-# what is wrong with a path that a row names, and not with the storage
-_OF_THE_PATH = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EACCES, errno.EPERM}
-_WEB = ("http://", "https://")
 MAX_IMAGE_BYTES = 256 << 20  # a larger file is hardly a photograph, and would be held in memory whole
 
 
@@ -64,28 +55,6 @@ def image_column(raw: pa.Table, name: str, source_path: str) -> tuple[pa.Array, 
     else:
         data, named = pa.nulls(len(column), pa.large_binary()), column.cast(pa.string())
     return _resolved(data, named, source_path)
-
-
-def fetch(image: Mapping[str, Any], storage_options: Mapping[str, Any]) -> bytes:
-    """The bytes of one image of IMAGE_TYPE; raises BadImage for one that is not there, OSError where storage fails."""
-    if image["bytes"] is not None:
-        return bytes(image["bytes"])
-    try:
-        with open_input(locate(image["path"], storage_options)) as stream:
-            content = stream.read(MAX_IMAGE_BYTES + 1)
-    except FileNotFoundError as error:
-        raise BadImage("missing_image", f"there is no file {redact(image['path'])}") from error
-    except (InputError, ValueError) as error:  # no scheme, no access, no path at all: the row named it, not the config
-        raise BadImage("missing_image", f"{redact(image['path'])}: {error}") from error
-    except Exception as error:
-        # dead links are ordinary in lists of URLs, and each client has errors of its own
-        is_dead_link = image["path"].startswith(_WEB)
-        if not is_dead_link and not (isinstance(error, OSError) and error.errno in _OF_THE_PATH):
-            raise
-        raise BadImage("missing_image", f"{redact(image['path'])}: {type(error).__name__}") from error
-    if len(content) > MAX_IMAGE_BYTES:
-        raise BadImage("image_too_large", f"the file has more than {MAX_IMAGE_BYTES} bytes")
-    return content
 
 
 def place_of(path: str, source_path: str) -> str:

@@ -66,6 +66,11 @@ class Source(BaseModel):
         description="column with images: their bytes, a struct of bytes and path, a path beside the source file, a "
         "URL or a data: URL; of image files it is called image",
     )
+    private_image_hosts: bool = Field(
+        default=False,
+        description="fetch images that rows name from addresses of this machine and of private networks too; the "
+        "source's own host may always be asked",
+    )
     duplicates: Literal["error", "keep_first", "keep_all"] = Field(
         default="error",
         description="a document id that comes twice: stop before anything is embedded, keep the first and reject the "

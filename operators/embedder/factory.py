@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from operators.corpus.image_fetching import ImageAccess
+from operators.corpus.source import Source
 from operators.embedder.recipe.checkpoint import hidden_size, read_config
 from operators.embedder.recipe.keywords import Device
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
@@ -89,15 +91,13 @@ def load_chunk_embedder(
     return embedder.of_chunks
 
 
-def load_image_reader(
-    spec: EmbedderSpec, source_image: str | None, storage_options: Mapping[str, Any]
-) -> ImageReader | None:
-    """What prepares the images of a source (`source_image`: its column) for a model; None where there are none."""
-    if source_image is None:
+def load_image_reader(spec: EmbedderSpec, source: Source) -> ImageReader | None:
+    """What prepares the images of a source for a model; None where there are none."""
+    if source.image is None:
         return None
     from operators.embedder.vision.reading import ImageReader
 
-    return ImageReader(spec, storage_options)
+    return ImageReader(spec, ImageAccess.of(source.paths, source.storage_options, source.private_image_hosts))
 
 
 def flops_of(spec: EmbedderSpec, of_images: bool = False) -> Callable[[NDArray[np.int64]], float]:

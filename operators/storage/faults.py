@@ -84,9 +84,11 @@ _FULL_CODES = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucke
 _REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _OWN_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
-_SIGNED_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:signature|credential|token|sig|key|secret)[^=&\s]*=)[^&\s\"']+")
+# Each part is read once: names of a query's parts are found first and judged afterwards, and no quantifier can take
+# what the next one could, so that a row's path of megabytes costs no more than its length.
+_USER_INFO = re.compile(r"(?<=://)[^/?#\s]+(?=@)")  # to the last @: a password may hold one
+_QUERY_PART = re.compile(r"([?&])([^=&?\s]++)=([^&\s\"']++)")
+_SIGNING_NAME = re.compile(r"(?i)signature|credential|token|sig|key|secret")
 _SECRET_NAME = re.compile(
     r"""(?x) ^(key|sas|pwd)$ | secret | passw | passphrase | credential | signature$ | authorization | connection_string
     | (access|account|api|private|shared|encryption|customer|ssh|auth)_?key
@@ -185,15 +187,21 @@ def hide(text: str, options: Mapping[str, Any] | None = None) -> str:
     for secret in (*_secrets(options or {}), *(os.environ.get(name, "") for name in _OWN_ENVIRONMENT)):
         if len(secret) >= 8:  # what is shorter is no secret, and may be in any text by chance
             text = text.replace(secret, _MASK)
-    return _SIGNED_QUERY.sub(rf"\1{_MASK}", _USER_INFO.sub(_MASK, text))
+    return _QUERY_PART.sub(_masked_part, _USER_INFO.sub(_MASK, text))
 
 
 def holds_secret(url: str) -> bool:
     """Whether a URL itself carries a password or a signature."""
-    return bool(_PASSWORD.search(url) or _SIGNED_QUERY.search(url))
+    if any(":" in found[0] for found in _USER_INFO.finditer(url)):
+        return True
+    return any(_SIGNING_NAME.search(part[2]) for part in _QUERY_PART.finditer(url))
 
 
 _MASK = "***"
+
+
+def _masked_part(part: re.Match[str]) -> str:
+    return f"{part[1]}{part[2]}={_MASK}" if _SIGNING_NAME.search(part[2]) else part[0]
 
 
 def _is_secret(name: object, value: object) -> bool:

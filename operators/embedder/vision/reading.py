@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.corpus.images import BadImage, fetch
+from operators.corpus.image_fetching import ImageAccess, fetch
+from operators.corpus.images import BadImage
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.recipe.templates import Template, filled
 from operators.embedder.recipe.vision_facts import VisionFacts, vision_facts
@@ -58,12 +59,12 @@ class _Row:
 class ImageReader:
     """What prepares images and texts for a recipe with a vision tower; loads tokenizer and image processor."""
 
-    def __init__(self, spec: EmbedderSpec, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, spec: EmbedderSpec, access: ImageAccess | None = None) -> None:
         folder = verified_folder(spec, weights=False)
         self.facts = vision_facts(folder, spec.recipe.kind)
         self.processor = ImageProcessor(folder, self.facts)
         self.tokenizer = Tokenizer(spec)
-        self._options = dict(storage_options or {})
+        self._access = access or ImageAccess()
         self._threads = ThreadPoolExecutor(FETCHED_AT_ONCE, thread_name_prefix="images")
         self._image_ids, self._both = _image_prompts(spec, self.facts)
 
@@ -105,7 +106,7 @@ class ImageReader:
 
     def _fetched(self, image: Mapping[str, Any] | None) -> bytes | BadImage | None:
         try:
-            return None if image is None else fetch(image, self._options)
+            return None if image is None else fetch(image, self._access)
         except BadImage as bad:
             return bad
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pydantic
 import pytest
 
-from operators.corpus.images import fetch, place_of
+from operators.corpus.image_fetching import ImageAccess, fetch
+from operators.corpus.images import place_of
 from operators.corpus.inspect import inspect_source
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_fragments
@@ -97,7 +98,7 @@ def test_images_beside_an_object_are_fetched_through_the_same_storage() -> None:
     folder.pipe("/corpus/in/rows.jsonl", b'{"image": "pictures/a.png"}\n')
     folder.pipe("/corpus/in/pictures/a.png", PICTURES[2])
     row = rows_of(Source(path="memory://corpus/in/rows.jsonl", image="image"))[0]
-    assert fetch(row["image"], {}) == PICTURES[2]
+    assert fetch(row["image"], ImageAccess.of(("memory://corpus/in",), {}, False)) == PICTURES[2]
 
 
 def test_a_row_needs_a_text_or_an_image_where_both_are_embedded(tmp_path: Path) -> None:

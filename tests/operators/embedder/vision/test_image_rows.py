@@ -15,7 +15,8 @@ import pytest
 import transformers
 from PIL import Image
 
-from operators.corpus.images import MAX_IMAGE_BYTES, BadImage, fetch
+from operators.corpus.image_fetching import ImageAccess, fetch
+from operators.corpus.images import MAX_IMAGE_BYTES, BadImage
 from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.embedder.recipe.spec import embedder_spec
 from operators.embedder.recipe.vision_facts import vision_facts
@@ -62,22 +63,27 @@ def test_the_limit_on_pixels_is_that_of_pillow() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["none.jpg", "", "file.jpg/a.jpg", "x" * 300, "a\0b.jpg", "gopher://host/a.jpg", "http://127.0.0.1:9/a.jpg"]
+    ("path", "reason"),
+    [
+        *((path, "missing_image") for path in ("none.jpg", "", "file.jpg/a.jpg", "x" * 300, "a\0b.jpg")),
+        ("gopher://host/a.jpg", "refused_image"),
+        ("http://127.0.0.1:9/a.jpg", "refused_image"),
+    ],
 )
-def test_a_named_image_that_is_not_there_is_the_rows_fault(tmp_path: Path, path: str) -> None:
+def test_a_named_image_that_is_not_there_is_the_rows_fault(tmp_path: Path, path: str, reason: str) -> None:
     (tmp_path / "file.jpg").write_bytes(b"")
     with pytest.raises(BadImage) as caught:
-        fetch({"bytes": None, "path": path if "://" in path else f"{tmp_path}/{path}"}, {})
-    assert caught.value.reason == "missing_image"
+        fetch({"bytes": None, "path": path if "://" in path else f"{tmp_path}/{path}"}, ImageAccess())
+    assert caught.value.reason == reason
 
 
 def test_a_storage_that_fails_is_not_the_rows_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(location: object) -> None:
         raise StorageError(errno.EHOSTUNREACH, "nothing answers")
 
-    monkeypatch.setattr("operators.corpus.images.open_input", fails)
+    monkeypatch.setattr("operators.corpus.image_fetching.open_input", fails)
     with pytest.raises(StorageError):
-        fetch({"bytes": None, "path": "s3://bucket/a.png"}, {})
+        fetch({"bytes": None, "path": "s3://bucket/a.png"}, ImageAccess())
 
 
 def test_a_huge_file_is_refused(tmp_path: Path) -> None:
@@ -85,7 +91,7 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
     with huge.open("wb") as stream:
         stream.truncate(MAX_IMAGE_BYTES + 1)
     with pytest.raises(BadImage) as caught:
-        fetch({"bytes": None, "path": str(huge)}, {})
+        fetch({"bytes": None, "path": str(huge)}, ImageAccess())
     assert caught.value.reason == "image_too_large"
 
 
