@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from operators.storage import (
     delete,
     exists,
     files,
+    holds_secret,
     iter_files,
     list_folder,
     locate,
@@ -604,3 +606,53 @@ def test_redact_masks_secrets_and_nothing_else() -> None:
         "passes": ({"password": "***"}, 3.5, True, None),
     }
     assert config["source"]["storage_options"]["secret"] == "s1"  # type: ignore[index]  # the original stays
+
+
+def test_a_password_with_an_at_sign_is_masked_whole() -> None:
+    assert redact("https://me:p@ss:w@host/x") == "https://***@host/x"
+
+
+@pytest.mark.parametrize("piece", ["?sig", "&key", "://:", "://a@", "&", "sig", ":", "@"])
+def test_masking_takes_time_by_the_length_alone(piece: str) -> None:
+    # Steps of a pattern cannot be counted; these lengths took hours where they took more than their length.
+    text = "s3://b/" + piece * (1_000_000 // len(piece))
+    assert isinstance(redact(text), str)
+    assert isinstance(holds_secret(text), bool)
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_flat_listing_finds_what_a_walk_through_the_folders_finds(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    parts = ["a", "b", "_c", ".d", "a.txt", "e-f", "é", "[x]", "a0"]
+    names = {"/".join(rng.choices(parts, k=rng.randint(1, 4))) + rng.choice([".json", ".csv"]) for _ in range(60)}
+    place = a_place(kind, request, tmp_path, s3_additional_kwargs={"MaxKeys": 3})
+    walked = locate(f"memory://{uuid.uuid4().hex}")
+    for name in names:
+        write_whole(place / name, b"1")
+        write_whole(walked / name, b"1")
+    pieces = ["*", "**", "a*", "_*", "?", "[ab]*", "*.txt", "*.csv", "a", ".*"]
+    patterns = [["**"], ["*", "*"], *(rng.choices(pieces, k=rng.randint(1, 4)) for _ in range(25))]
+    for pattern in patterns:
+        glob = "/".join(pattern)
+        expected = sorted(urls(iter_files(walked / glob), walked))
+        assert urls(iter_files(place / glob), place) == expected, glob
+
+
+def test_many_folders_are_listed_by_the_thousand(moto_server: S3Server) -> None:
+    direct = locate(f"s3://{moto_server.make_bucket()}", moto_server.storage_options)
+    names = [f"{folder:03}/{file}.txt" for folder in range(300) for file in range(4)]
+    for name in [*names, *(f"_temporary/{i}" for i in range(30))]:
+        write_whole(direct / name, b"1")
+    proxy = FaultProxy(moto_server.endpoint_url, seed=0).start()
+    try:
+        place = Location(direct.url, {**direct.options, "endpoint_url": proxy.url})
+        for glob in ("", "/*/*.txt", "/**/*.txt"):
+            before = proxy.counts["passed"]
+            assert urls(iter_files(Location(place.url + glob, place.options)), place) == names
+            assert proxy.counts["passed"] - before <= 2 + 4, "two pages, and what asks whether it is a file or a folder"
+    finally:
+        proxy.stop()
