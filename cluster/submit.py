@@ -25,6 +25,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
+from cluster.config_secrets import check_no_secrets
 from cluster.environment import BASE_VARIABLE, worker_environment
 from cluster.errors import TOKEN_HELP, ClusterError
 from cluster.shipping import CONFIG_FOLDER, code_folder
@@ -66,7 +67,11 @@ def open_client(address: str | None) -> JobSubmissionClient:
 
 
 def submit(client: JobSubmissionClient, submission: Submission) -> str:
-    """Send the code, the config and the command; returns the id that the cluster knows the job by."""
+    """Send the code, the config and the command; returns the id that the cluster knows the job by.
+
+    Raises ClusterError for a config or override that holds a secret: whoever may use the cluster could read it.
+    """
+    check_no_secrets(submission.config, submission.overrides)
     job_id = submission.id or _new_id(submission)
     command = ["python", "-m", "jobs", submission.job, f"{CONFIG_FOLDER}/{submission.config.name}"]
     env = {**worker_environment(), BASE_VARIABLE: str(Path.cwd()), "PYTHONUNBUFFERED": "1", **submission.env}

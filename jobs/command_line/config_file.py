@@ -31,10 +31,14 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"check the config's path: {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise InputError(f"mend the YAML of {path}: {error}") from None
+        mark = getattr(error, "problem_mark", None)  # the text there may be a secret
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else "not a text of characters"
+        raise InputError(f"mend the YAML of {path}: {where}") from None
     values = {} if content is None else content
     if not isinstance(values, dict):
-        raise InputError(f"write {path} as a mapping of keys, such as source, model and output; it holds {values!r}")
+        raise InputError(
+            f"write {path} as a mapping of keys, such as source, model and output; it holds a {type(values).__name__}"
+        )
     return values
 
 
@@ -51,36 +55,36 @@ def check_config(model: type[Config], values: dict[str, Any], overrides: Iterabl
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise InputError(f"write overrides as dotted.key=value; got {override!r}")
+        raise InputError(f"write overrides as dotted.key=value; one of {len(override)} characters has no key or no =")
     *path, last = key.split(".")
     at: dict[str, Any] | list[Any] = values
     for name in path:
-        inner = _inner(at, name, override)
+        inner = _inner(at, name, key)
         if not isinstance(inner, (dict, list)):
-            raise InputError(f"override {override!r}: {name!r} is no section, it holds {inner!r}")
+            raise InputError(f"override of {key}: {name!r} is no section, it holds one value")
         at = inner
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"override {override!r}: the value is no YAML: {error}") from None
+    except yaml.YAMLError:  # its text, and so the error's, may be a secret
+        raise InputError(f"override of {key}: the value is no YAML; quote it, as in {key}='\"...\"'") from None
     if isinstance(at, list):
-        at[_number(at, last, override)] = value
+        at[_number(at, last, key)] = value
     else:
         at[last] = value
 
 
-def _inner(at: dict[str, Any] | list[Any], name: str, override: str) -> Any:
+def _inner(at: dict[str, Any] | list[Any], name: str, key: str) -> Any:
     """What a section has under a name, or a list at a place; a section that is not there yet is begun."""
     if isinstance(at, list):
-        return at[_number(at, name, override)]
+        return at[_number(at, name, key)]
     if at.get(name) is None:
         at[name] = {}
     return at[name]
 
 
-def _number(at: list[Any], name: str, override: str) -> int:
+def _number(at: list[Any], name: str, key: str) -> int:
     if not name.isdecimal() or int(name) >= len(at):
-        raise InputError(f"override {override!r}: {name!r} is no place in a list of {len(at)}: they count from 0")
+        raise InputError(f"override of {key}: {name!r} is no place in a list of {len(at)}: they count from 0")
     return int(name)
 
 

@@ -60,7 +60,8 @@ class Location:
 def locate(url: str, storage_options: Mapping[str, Any] | None = None) -> Location:
     """A location from what a user writes: `~`, relative paths, file:// or any fsspec URL.
 
-    Raises InputError for a scheme that is unknown or whose package is not installed, and for options it does not take.
+    Raises InputError for a scheme that is unknown or whose package is not installed, for options it does not take, and
+    for a password in a URL whose filesystem takes none there.
     """
     plain = url.removeprefix("file://") if url.startswith("file://") else url
     if not plain:
@@ -70,9 +71,30 @@ def locate(url: str, storage_options: Mapping[str, Any] | None = None) -> Locati
     scheme, _, rest = plain.partition("://")
     if scheme in ("s3", "s3a") and not rest.strip("/"):
         raise InputError(f"name a bucket: {url!r} has none")
-    location = Location(f"{'s3' if scheme == 's3a' else scheme}://{rest.rstrip('/')}", dict(storage_options or {}))
+    location = _without_password(
+        Location(f"{'s3' if scheme == 's3a' else scheme}://{rest.rstrip('/')}", dict(storage_options or {}))
+    )
     _filesystem(location.url, location.options)
     return location
+
+
+def _without_password(location: Location) -> Location:
+    """The same with user and password among the options: the URL is stored, in reports and as what an index is of."""
+    scheme, _, rest = location.url.partition("://")
+    authority, slash, path = rest.partition("/")
+    user_info, at, host = authority.rpartition("@")
+    if not at or ":" not in user_info:
+        return location
+    user, _, password = user_info.partition(":")
+    try:
+        taken = fsspec.get_filesystem_class(scheme)._get_kwargs_from_urls(location.url)
+    except (ImportError, ValueError):  # said better where the filesystem is made
+        return location
+    if "password" not in taken:
+        raise InputError(f"take the password out of {hide(location.url)} and give it in storage_options")
+    given = {name: taken[name] for name in ("username", "password") if taken.get(name)}
+    options = {**(given or {"username": user, "password": password}), **location.options}
+    return Location(f"{scheme}://{host}{slash}{path}", options)
 
 
 def _filesystem(url: str, options: Mapping[str, Any]) -> fsspec.AbstractFileSystem:

@@ -167,3 +167,24 @@ def test_chunks_longer_than_the_model_reads_are_refused(
     write_jsonl(tmp_path / "docs.jsonl", documents(3))
     message = refused(capsys, tmp_path, "embed", write_config(tmp_path, tiny_model), "chunking.tokens=300")
     assert "chunking.tokens" in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["output.storage_options.secret={CANARY-1: [", "CANARY-1", "model.x=CANARY-1", "output.path.x=*CANARY-1"],
+)
+def test_no_refusal_of_an_override_tells_its_value(
+    override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: CANARY-2\noutput: {path: CANARY-2}\n")
+    assert run_job("embed", config, override) == 2
+    assert "CANARY" not in "".join(capsys.readouterr())
+
+
+def test_no_refusal_of_a_config_tells_what_it_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    for text in ("secret: {CANARY: [\n", "- secret: CANARY\n", "secret: *CANARY\n"):
+        config.write_text(text)
+        assert run_job("embed", config) == 2
+        assert "CANARY" not in "".join(capsys.readouterr())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import io
 import os
 import pickle
 import random
@@ -656,3 +657,14 @@ def test_many_folders_are_listed_by_the_thousand(moto_server: S3Server) -> None:
             assert proxy.counts["passed"] - before <= 2 + 4, "two pages, and what asks whether it is a file or a folder"
     finally:
         proxy.stop()
+
+
+def test_a_password_in_a_url_is_refused_or_becomes_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsspec.implementations.ftp.FTPFileSystem._connect", lambda fs: setattr(fs, "ftp", io.BytesIO()))
+    place = locate("ftp://me:CANARY-pass@127.0.0.1:1/x/y")
+    assert place.url == "ftp://127.0.0.1:1/x/y"
+    assert dict(place.options) == {"username": "me", "password": "CANARY-pass"}
+    assert "CANARY" not in repr(place)
+    with pytest.raises(InputError, match="give it in storage_options") as caught:
+        locate("https://me:CANARY-pass@host/x")
+    assert "CANARY" not in str(caught.value)
