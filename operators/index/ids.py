@@ -9,6 +9,7 @@ and the kept columns of the embeddings
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def _mapped(file: Path, copy: Path) -> list[pa.RecordBatch]:
     """The batches of an uncompressed copy beside the cache; made once, whole or not at all."""
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        partial = copy.with_name(f"{copy.name}.{os.getpid()}.partial")
+        partial = copy.with_name(f"{copy.name}.{uuid.uuid4().hex}.partial")
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         options = pa.ipc.IpcWriteOptions(unify_dictionaries=True)
         # Plain strings in place of the dictionary, which an Arrow file could not extend batch by batch.

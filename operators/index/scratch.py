@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from operators.storage import Location, StorageError, delete, move, stored_sha256, upload
@@ -12,19 +15,51 @@ from operators.storage import Location, StorageError, delete, move, stored_sha25
 _SCRATCH = "embedfleet-shard-"
 
 
-def scratch_folder(local_dir: str | None) -> tempfile.TemporaryDirectory[str]:
-    """A folder on this machine's disk that carries its process's number, so that the next one can clear up after it."""
+@contextmanager
+def scratch_folder(local_dir: str | None) -> Iterator[str]:
+    """A folder on this machine's disk, locked while its process lives, so that the next one can clear up after it."""
     if local_dir:
         os.makedirs(local_dir, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=local_dir)
+    folder, lock = _locked_folder(local_dir)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(local_dir: str | None) -> tuple[str, int]:
+    while True:
+        folder = tempfile.mkdtemp(prefix=_SCRATCH, dir=local_dir)
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            if _is_ours(lock) and os.path.isdir(folder):  # nobody swept it before it was locked
+                return folder, lock
+            os.close(lock)
 
 
 def sweep_scratch(local_dir: str | None) -> None:
-    """Remove the folders of builders that were killed; gigabytes that nobody else would remove."""
+    """Remove the folders of builders that were killed; gigabytes that nobody else would remove.
+
+    The lock tells, and no process's number: builders in containers share the disk, and not the numbers.
+    """
     for folder in Path(local_dir or tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-        pid = folder.name.removeprefix(_SCRATCH).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another user's, or gone meanwhile
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if _is_ours(lock):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _is_ours(descriptor: int) -> bool:
+    """Whether a folder could be locked, which it stays until the descriptor is closed or its process ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def put_whole(local: Path, location: Location, sha256: str) -> None:

@@ -7,6 +7,7 @@ files of two indexes or snapshots never meet; several processes may share the fo
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,19 @@ class Cache:
 
     @property
     def scratch(self) -> Path:
-        """Where copies in another form may lie."""
+        """Where copies in another form may lie; raises InputError where others may write into it."""
+        self._make_private()
         return Path(self.folder)
+
+    def _make_private(self) -> None:
+        """Make the folder, for this user alone. Raises InputError where another could put files into it."""
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        found = os.lstat(self.folder)
+        if stat.S_ISLNK(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise InputError(
+                f"give another cache_dir, or make it yours alone (chmod 700): {self.folder} is a link, another user's, "
+                "or one that others may write into"
+            )
 
     def fetch(self, location: Location, sha256: str, size: int) -> Path:
         """The file on this machine. Raises InputError where it is gone or not the one that was written."""
@@ -43,11 +55,11 @@ class Cache:
             file = Path(location.path)
             _check(file, location, sha256, size)
             return file
+        self._make_private()
         file = Path(self.folder) / sha256[:2] / sha256
         if file.exists() and file.stat().st_size == size and sha256_of(file) == sha256:
             return file
         try:
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
             download(location, file)
         except FileNotFoundError:
             raise _gone(location) from None

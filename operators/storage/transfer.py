@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import shutil
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def download(location: Location, file: Path) -> None:
     """Fetch a file into this machine's disk; `file` appears only when it is complete."""
     fs, path = location.fs, location.path
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
     try:
         tried_at(location, lambda: fs.get_file(path, os.fspath(partial)))
         os.replace(partial, file)

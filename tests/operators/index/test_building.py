@@ -96,6 +96,28 @@ def test_what_a_killed_builder_left_is_swept(tmp_path: Path) -> None:
         sweep_scratch(str(tmp_path))
         assert not left.exists()
         assert Path(mine).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_scratch_of_a_builder_that_lives_in_a_container_stays(tmp_path: Path) -> None:
+    code = """
+import sys
+from operators.index.scratch import scratch_folder
+with scratch_folder(sys.argv[1]) as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        folder = Path(other.stdout.readline().strip())
+        assert str(other.pid) not in folder.name, "its number is another one there"
+        sweep_scratch(str(tmp_path))
+        assert folder.exists()
+        other.kill()
+        other.wait()
+        sweep_scratch(str(tmp_path))
+        assert not folder.exists()
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 0])

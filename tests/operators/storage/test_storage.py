@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib.util
 import io
 import os
@@ -42,6 +43,7 @@ from operators.storage import (
     redact,
     write_whole,
 )
+from operators.storage.cache import Cache
 from tests.fault_proxy import FaultProxy
 from tests.s3_servers import S3Server
 
@@ -660,7 +662,8 @@ def test_many_folders_are_listed_by_the_thousand(moto_server: S3Server) -> None:
 
 
 def test_a_password_in_a_url_is_refused_or_becomes_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsspec.implementations.ftp.FTPFileSystem._connect", lambda fs: setattr(fs, "ftp", io.BytesIO()))
+    connect = "fsspec.implementations.ftp.FTPFileSystem._connect"
+    monkeypatch.setattr(connect, lambda fs: setattr(fs, "ftp", io.BytesIO()))
     place = locate("ftp://me:CANARY-pass@127.0.0.1:1/x/y")
     assert place.url == "ftp://127.0.0.1:1/x/y"
     assert dict(place.options) == {"username": "me", "password": "CANARY-pass"}
@@ -668,3 +671,21 @@ def test_a_password_in_a_url_is_refused_or_becomes_an_option(monkeypatch: pytest
     with pytest.raises(InputError, match="give it in storage_options") as caught:
         locate("https://me:CANARY-pass@host/x")
     assert "CANARY" not in str(caught.value)
+
+
+def test_a_cache_that_others_may_write_into_is_refused(tmp_path: Path) -> None:
+    shared, link = tmp_path / "shared", tmp_path / "link"
+    shared.mkdir()
+    shared.chmod(0o777)
+    (tmp_path / "own").mkdir(mode=0o700)
+    link.symlink_to(tmp_path / "own")
+    file = locate(f"memory://{uuid.uuid4().hex}/file")
+    write_whole(file, b"content")
+    digest = hashlib.sha256(b"content").hexdigest()
+    for folder in (shared, link):
+        with pytest.raises(InputError, match="make it yours alone"):
+            Cache.at(str(folder)).fetch(file, digest, 7)
+        with pytest.raises(InputError, match="make it yours alone"):
+            _ = Cache.at(str(folder)).scratch
+    assert Cache.at(str(tmp_path / "new")).fetch(file, digest, 7).read_bytes() == b"content"
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
