@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cluster.session import connect
 from jobs.indexing.config import IndexConfig as Config
 from jobs.indexing.outcome import IndexLog, check_recall
+from jobs.indexing.present import Present, find_present, without_lost_training
 from jobs.indexing.source import Embeddings, identify_index, open_embeddings, queries_name
 from jobs.indexing.steps import build_changes, plan_changes, prepare, publish_after
 from operators.index.by_list import remove_scattered
@@ -29,8 +30,6 @@ from operators.index.snapshot import (
     ShardRecord,
     TrainedRecord,
     claim_index,
-    index_numbers,
-    read_index,
 )
 from operators.index.updating import UpdatePlan, drift, mean_distance, plan_update
 from operators.storage import Location, locate
@@ -42,20 +41,21 @@ def run(config: Config) -> int:
     """Build or update the index, measure it, publish a snapshot; returns the exit code."""
     source = open_embeddings(config)
     index = locate(config.output.path, config.output.storage_options)
+    present = find_present(index, config.update.check)
     identity = identify_index(config, source, index)
     is_sparse = bool(identity.sparse_dim)
     rows_per_shard = shard_rows(config.shards, identity.spec, source.records, config.recall.queries, is_sparse)
-    previous = read_index(index) if index_numbers(index) else None
     log = IndexLog(config, index, identity, source)
     name = queries_name(config, source)
-    if previous is not None and previous.fragments == source.keys and log.is_measured(previous, name):
+    previous = present.snapshot
+    if previous is not None and present.is_sound and source.is_held_by(previous) and log.is_measured(previous, name):
         log.nothing_to_do(previous)
         return check_recall(config, previous)
     with connect(local_cpus=config.compute.local_cpus):
         if identity.dim:
-            snapshot = _make(config, source, index, identity, previous, rows_per_shard, name, log)
+            snapshot = _make(config, source, index, identity, present, rows_per_shard, name, log)
         else:
-            snapshot = _make_sparse(config, source, index, identity, previous, rows_per_shard, log)
+            snapshot = _make_sparse(config, source, index, identity, present, rows_per_shard, log)
     if identity.sharding == "list":
         remove_scattered(index)
     log.finish(snapshot)
@@ -67,7 +67,7 @@ def _make(
     source: Embeddings,
     index: Location,
     identity: IndexIdentity,
-    previous: IndexSnapshot | None,
+    present: Present,
     rows_per_shard: int,
     name: str,
     log: IndexLog,
@@ -75,24 +75,22 @@ def _make(
     """Train where nothing is trained, build what is missing, measure, publish."""
     from jobs.indexing.pipeline import measure
 
-    before = previous.trained if previous is not None else None
-    generation = before.generation if before is not None else 1
-    trained, setup = prepare(config, source, index, identity, generation, name)
-    if before is not None and before.sha256 == trained.sha256:
-        trained = before
-    plan = plan_changes(config, source, setup, previous, rows_per_shard)
-    shards = build_changes(config, identity, setup, trained, plan, previous, log)
+    present = without_lost_training(index, present, log)
+    before = present.snapshot.trained if present.snapshot is not None else None
+    trained, setup = prepare(config, source, index, identity, before, present.next_generation, name)
+    plan = plan_changes(config, source, setup, present, rows_per_shard)
+    shards = build_changes(config, identity, setup, trained, plan, present.snapshot, log)
     moved = drift(trained.distance, shards)
     if moved > config.update.max_drift:
         log.say(
             f"training anew: vectors lie {moved:.0%} farther from their centroids than when the index was trained "
             f"(update.max_drift {config.update.max_drift:.0%})"
         )
-        trained, setup = prepare(config, source, index, identity, generation + 1, name)
+        trained, setup = prepare(config, source, index, identity, None, trained.generation + 1, name)
         plan = plan_update(None, source.records, {}, rows_per_shard, config.update)
         shards = build_changes(config, identity, setup, trained, plan, None, log)
     trained = trained if trained.distance else trained.model_copy(update={"distance": mean_distance(shards)})
-    snapshot = _snapshot(source, index, identity, trained, shards, plan).model_copy(update={"queries": name})
+    snapshot = _snapshot(source, present, identity, trained, shards, plan).model_copy(update={"queries": name})
     log.say("measuring recall")
     live: list[NDArray[np.bool_] | None] = [live_mask(index, shard) for shard in snapshot.shards]
     return publish_after(index, snapshot.model_copy(update={"recall": measure(config, setup, snapshot, live)}))
@@ -103,28 +101,28 @@ def _make_sparse(
     source: Embeddings,
     index: Location,
     identity: IndexIdentity,
-    previous: IndexSnapshot | None,
+    present: Present,
     rows_per_shard: int,
     log: IndexLog,
 ) -> IndexSnapshot:
     """Build what is missing and publish: nothing is trained, and searches are exact."""
     claim_index(index, identity)
     setup = source.setup(config, index, identity, None)
-    plan = plan_changes(config, source, setup, previous, rows_per_shard)
-    shards = build_changes(config, identity, setup, None, plan, previous, log)
-    return publish_after(index, _snapshot(source, index, identity, None, shards, plan))
+    plan = plan_changes(config, source, setup, present, rows_per_shard)
+    shards = build_changes(config, identity, setup, None, plan, present.snapshot, log)
+    return publish_after(index, _snapshot(source, present, identity, None, shards, plan))
 
 
 def _snapshot(
     source: Embeddings,
-    index: Location,
+    present: Present,
     identity: IndexIdentity,
     trained: TrainedRecord | None,
     shards: Sequence[ShardRecord],
     plan: UpdatePlan,
 ) -> IndexSnapshot:
-    return IndexSnapshot(
-        number=(index_numbers(index) or [0])[-1] + 1,
+    snapshot = IndexSnapshot(
+        number=present.number + 1,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         identity=identity,
         trained=trained,
@@ -132,4 +130,7 @@ def _snapshot(
         fragments=source.keys,
         shards=tuple(shard for shard in shards if shard.live_rows),
         replaced=plan.replaced,
+        tracks_rows=True,
     )
+    assert source.is_held_by(snapshot), f"{snapshot.num_vectors:,} of {source.num_vectors:,} vectors are indexed"
+    return snapshot

@@ -104,8 +104,8 @@ def build_plans(
     if identity.sharding == "document":
         return [build_shard(plan, opened(), setup) for plan in plans]
     assert trained is not None, "shards by list have something trained"
-    counts = [scatter(Scatter(plan, BUCKETS_PER_SHARD * len(plans)), opened(), setup) for plan in plans]
-    shards = plan_list_shards(plans, counts, len(plans), opened().num_lists, trained.sha256)
+    scattered = [scatter(Scatter(plan, BUCKETS_PER_SHARD * len(plans)), opened(), setup) for plan in plans]
+    shards = plan_list_shards(scattered, len(plans), opened().num_lists, trained.sha256)
     return [gather(plan, opened(), setup) for plan in shards]
 
 

@@ -5,10 +5,12 @@ The driver holds records and, for the held-out queries, their neighbours; never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import errno
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 
 from cluster.metrics import index_metrics
@@ -44,12 +46,12 @@ from operators.index.snapshot import (
 )
 from operators.index.spec import IndexSpec, make_index
 from operators.index.training import num_lists, sample_size
-from operators.index.truth import HeldOut, merge_truth, read_truth
+from operators.index.truth import HeldOut, Truth, merge_truth, read_truth
 from operators.index.tuning import Trial, settings_ladder, summary, tune
-from operators.storage import exists
 from operators.store.fragments import FragmentRecord
 
 _DRAW_TASKS = 64
+_SCATTERED = 3  # times at most: once, and again for each run that finishes meanwhile and clears up
 
 
 def train_once(
@@ -132,15 +134,22 @@ def build_list_shards(
         raise InputError(f"set shards.by: document, or a spec with inverted lists: {spec.factory} has none")
     buckets = BUCKETS_PER_SHARD * len(groups)
     spread = ray.remote(num_cpus=compute.cpus_per_builder, **RETRIED)(scatter_group)
-    counts = ray.get([spread.remote(Scatter(group, buckets), trained, spec, shared, threads) for group in groups])
-    plans = plan_list_shards(groups, counts, len(groups), lists, trained.sha256)
     collect = ray.remote(num_cpus=compute.cpus_per_builder, max_calls=1, **RETRIED)(gather_shard)
-    waiting = [collect.remote(plan, trained, spec, shared, threads) for plan in plans]
-    while waiting:
-        done, waiting = ray.wait(waiting)
-        for built in ray.get(done):
-            index_metrics().record(built.record.rows if built.seconds else 0)
-            yield built
+    finished: set[str] = set()
+    for _ in range(_SCATTERED):
+        scattered = [spread.remote(Scatter(group, buckets), trained, spec, shared, threads) for group in groups]
+        plans = plan_list_shards(ray.get(scattered), len(groups), lists, trained.sha256)
+        waiting = [collect.remote(p, trained, spec, shared, threads) for p in plans if p.key not in finished]
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            for built in ray.get(done):
+                if built is not None:
+                    finished.add(built.record.plan_key)
+                    index_metrics().record(built.record.rows if built.seconds else 0)
+                    yield built
+        if len(finished) == len(plans):
+            return
+    raise OSError(errno.ESTALE, "run again, and not twice at once: other runs cleared up what this one had scattered")
 
 
 def builder_bytes(spec: IndexSpec, setup: BuildSetup, plan: ShardPlan) -> tuple[float, int]:
@@ -154,9 +163,8 @@ def measure(config: IndexConfig, setup: BuildSetup, snapshot: IndexSnapshot, liv
     """Search the held-out queries with rising effort, and keep the cheapest settings that reach the target."""
     queries = setup.queries
     assert queries is not None, "there are queries to measure with"
-    _complete_truth(config, setup, snapshot.shards, queries)
+    truths = _complete_truths(config, setup, snapshot.shards, queries)
     spec = snapshot.identity.spec
-    truths = [read_truth(truth_file(setup.index, shard.key, queries)) for shard in snapshot.shards]
     truth = merge_truth(truths, live, queries.k, spec.larger_is_better)
     own_Q = _own_ids([t.own_Q for t in truths])
     threads, vectors = config.compute.cpus_per_builder, ray.put(queries.vectors_QD)
@@ -192,10 +200,25 @@ def _own_ids(own: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> np.ndarray[A
     return whole
 
 
-def _complete_truth(config: IndexConfig, setup: BuildSetup, shards: Iterable[ShardRecord], queries: HeldOut) -> None:
-    missing = [shard for shard in shards if not exists(truth_file(setup.index, shard.key, queries))]
+def _complete_truths(
+    config: IndexConfig, setup: BuildSetup, shards: Sequence[ShardRecord], queries: HeldOut
+) -> list[Truth]:
+    """The queries' exact neighbours in each shard, found where they are not kept or do not read."""
+    kept = [_kept_truth(setup, shard, queries) for shard in shards]
+    missing = [shard for shard, truth in zip(shards, kept, strict=True) if truth is None]
     task = ray.remote(num_cpus=config.compute.cpus_per_builder, **RETRIED)(collect_truth)
     ray.get([task.remote(shard, setup, config.compute.cpus_per_builder) for shard in missing])
+    return [
+        truth or read_truth(truth_file(setup.index, shard.key, queries))
+        for shard, truth in zip(shards, kept, strict=True)
+    ]
+
+
+def _kept_truth(setup: BuildSetup, shard: ShardRecord, queries: HeldOut) -> Truth | None:
+    try:
+        return read_truth(truth_file(setup.index, shard.key, queries))
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
 
 
 def _even_parts(draws: Sequence[Draw], count: int) -> list[list[Draw]]:

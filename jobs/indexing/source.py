@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,6 +19,8 @@ from operators.storage import Location, locate
 from operators.store.dataset import Identity, read_identity
 from operators.store.fragments import FragmentRecord
 from operators.store.snapshots import Snapshot, latest_snapshot, read_snapshot, snapshot_numbers
+
+logger = logging.getLogger(__name__)
 
 NO_DENSE = "none"  # in place of a faiss factory string
 
@@ -45,6 +48,10 @@ class Embeddings:
         """Vectors of the snapshot."""
         return sum(record.chunks for record in self.snapshot.records)
 
+    def is_held_by(self, index: IndexSnapshot) -> bool:
+        """Whether an index was made of this snapshot and has as many vectors."""
+        return index.fragments == self.keys and index.num_vectors == self.num_vectors
+
     def setup(
         self, config: IndexConfig, index: Location, identity: IndexIdentity, queries: HeldOut | None
     ) -> BuildSetup:
@@ -63,16 +70,18 @@ class Embeddings:
             identity.sparse_dim,
         )
 
-    def gone_since(self, previous: IndexSnapshot) -> list[FragmentRecord]:
-        """Fragments that an index was built from and that this snapshot no longer has."""
+    def gone_since(self, previous: IndexSnapshot) -> list[FragmentRecord] | None:
+        """Fragments that an index was built from and that this snapshot no longer has; None where it cannot be told."""
         gone = set(previous.fragments) - set(self.keys)
         if not gone:
             return []
         if previous.embeddings_snapshot not in snapshot_numbers(self.dataset):
-            raise InputError(
-                f"choose another output.path: snapshot {previous.embeddings_snapshot} of {self.dataset.url}, which the "
-                "index was built from, was vacuumed, so what has changed since cannot be told"
+            logger.info(
+                "snapshot %d of the embeddings, which the index was built from, was vacuumed: what has changed since "
+                "cannot be told, so shards of fragments that are gone are built anew",
+                previous.embeddings_snapshot,
             )
+            return None
         old = read_snapshot(self.dataset, previous.embeddings_snapshot)
         return [record for record in old.records if record.key in gone]
 

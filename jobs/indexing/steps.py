@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Sequence
 
 from jobs.indexing.config import IndexConfig as Config
 from jobs.indexing.outcome import IndexLog
+from jobs.indexing.present import Present
 from jobs.indexing.source import Embeddings
 from operators.index.building import BuildSetup, ShardPlan
 from operators.index.comparing import plan_comparisons
 from operators.index.held_out import load_held_out
+from operators.index.integrity import find_faults
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, ShardRecord, TrainedRecord, publish_index, read_index
-from operators.index.trained import has_trained, stored_trained
-from operators.index.updating import UpdatePlan, bury, plan_update
-from operators.storage import Location
+from operators.index.trained import has_trained, stored_trained, usable_generation
+from operators.index.updating import UpdatePlan, bury, can_patch, plan_update
+from operators.storage import Location, StorageError
+from operators.storage.cache import Cache
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(
-    config: Config, source: Embeddings, index: Location, identity: IndexIdentity, generation: int, name: str
+    config: Config,
+    source: Embeddings,
+    index: Location,
+    identity: IndexIdentity,
+    before: TrainedRecord | None,
+    first_generation: int,
+    name: str,
 ) -> tuple[TrainedRecord, BuildSetup]:
-    """The trained index of a generation and the held-out queries, made where they are missing."""
+    """The trained index and the held-out queries, made where they are missing.
+
+    `before` is the trained index of the snapshot that is there; without one it is that of the first generation from
+    `first_generation` on whose file reads or is not there yet.
+    """
     from jobs.indexing.pipeline import train_once
     from jobs.indexing.queries import store_real_queries
 
@@ -30,25 +44,37 @@ def prepare(
     if config.queries is not None and load_held_out(index, name, config.recall.k) is None:
         store_real_queries(config.queries, config.recall.queries, source, setup, name)
     has_queries = load_held_out(index, name, config.recall.k) is not None
+    cache = Cache.at(config.compute.cache_dir)
+    generation = before.generation if before else usable_generation(index, identity.spec, first_generation, cache)
     if has_trained(index, generation) and has_queries:
-        trained = stored_trained(index, generation)
+        trained = before or stored_trained(index, generation)
     else:
         drawn = None if has_queries else name
-        trained = train_once(config, identity, setup, source.records, generation, drawn)
+        made = train_once(config, identity, setup, source.records, generation, drawn)
+        trained = before or made
     return trained, source.setup(config, index, identity, load_held_out(index, name, config.recall.k))
 
 
 def plan_changes(
-    config: Config, source: Embeddings, setup: BuildSetup, previous: IndexSnapshot | None, rows_per_shard: int
+    config: Config, source: Embeddings, setup: BuildSetup, present: Present, rows_per_shard: int
 ) -> UpdatePlan:
-    """What the new embeddings change; the rows of changed files are compared, nothing else is read."""
+    """What the new embeddings change; the rows of changed files are compared, nothing else is read.
+
+    Where rows cannot be followed (a shard is damaged, or the snapshot that it was built from was vacuumed), the shards
+    that are not as a fresh build would make them are built anew.
+    """
     from jobs.indexing.pipeline import diff_shards
 
+    previous = present.snapshot
     if previous is None:
         return plan_update(None, source.records, {}, rows_per_shard, config.update)
+    gone = source.gone_since(previous)
+    if gone is None or present.broken or not can_patch(previous):
+        anew = config.update.model_copy(update={"mode": "rebuild"})
+        return plan_update(previous, source.records, {}, rows_per_shard, anew, present.broken)
     known = frozenset(previous.fragments)
     added = [record for record in source.records if record.key not in known]
-    comparisons = plan_comparisons(previous, source.gone_since(previous), added)
+    comparisons = plan_comparisons(previous, gone, added)
     diffs = diff_shards(setup, previous, comparisons) if comparisons else {}
     return plan_update(previous, source.records, diffs, rows_per_shard, config.update)
 
@@ -75,11 +101,15 @@ def build_changes(
         records.append(built.record)
         log.built(built.record, built.seconds, len(records), len(plans))
     order = {plan.key: (i, 0) for i, plan in enumerate(plans)}
-    return [*shards, *sorted(records, key=lambda record: record.lists or order[record.key])]
+    return [*shards, *sorted(records, key=lambda record: record.lists or order[record.plan_key])]
 
 
 def publish_after(index: Location, snapshot: IndexSnapshot) -> IndexSnapshot:
-    """Make the snapshot the newest, after whatever another run has published meanwhile."""
+    """Make the snapshot the newest, after whatever another run has published meanwhile.
+
+    Raises StorageError where a file that it names has gone since it was built or checked; nothing is published then.
+    """
+    _check_files(index, snapshot)
     while not publish_index(index, snapshot):
         latest = read_index(index)
         if latest.embeddings_snapshot > snapshot.embeddings_snapshot or latest.fragments == snapshot.fragments:
@@ -87,3 +117,11 @@ def publish_after(index: Location, snapshot: IndexSnapshot) -> IndexSnapshot:
             return latest
         snapshot = snapshot.model_copy(update={"number": latest.number + 1})
     return snapshot
+
+
+def _check_files(index: Location, snapshot: IndexSnapshot) -> None:
+    faults = find_faults(index, snapshot, "sizes")
+    if faults:
+        raise StorageError(
+            errno.ESTALE, f"run index again: {faults[0].path} {faults[0].message} since this run checked or wrote it"
+        )

@@ -16,7 +16,7 @@ import ray
 from operators.embedder.sparse_vectors import SparseVectors
 from operators.index.building import BuildSetup, ShardPlan, build_shard, finished_shard
 from operators.index.building import collect_truth as collect_truth_of
-from operators.index.by_list import ListShard, Scatter, gather, scatter
+from operators.index.by_list import ListShard, Scatter, Scattered, ScatteredGone, gather, scatter
 from operators.index.comparing import Comparison, ShardDiff, diff_shard
 from operators.index.group import Found, ShardGroup
 from operators.index.held_out import split_drawn
@@ -83,20 +83,25 @@ def build(
     return Built(record, time.perf_counter() - started)
 
 
-def scatter_group(plan: Scatter, trained: TrainedRecord, spec: IndexSpec, setup: BuildSetup, threads: int) -> list[int]:
+def scatter_group(plan: Scatter, trained: TrainedRecord, spec: IndexSpec, setup: BuildSetup, threads: int) -> Scattered:
     """Put the vectors of some fragments into the buckets of their lists."""
     use_threads(threads)
     return scatter(plan, open_trained(setup.index, trained, spec, Cache.at(setup.cache_dir)), setup)
 
 
-def gather_shard(plan: ListShard, trained: TrainedRecord, spec: IndexSpec, setup: BuildSetup, threads: int) -> Built:
-    """Build one shard by list of its buckets, unless it is on storage already."""
+def gather_shard(
+    plan: ListShard, trained: TrainedRecord, spec: IndexSpec, setup: BuildSetup, threads: int
+) -> Built | None:
+    """Build one shard by list of its buckets, unless it is on storage already; None where buckets are gone."""
     there = finished_shard(setup.index, plan.key)
     if there is not None:
         return Built(there, 0.0)
     use_threads(threads)
     started = time.perf_counter()
-    record = gather(plan, open_trained(setup.index, trained, spec, Cache.at(setup.cache_dir)), setup)
+    try:
+        record = gather(plan, open_trained(setup.index, trained, spec, Cache.at(setup.cache_dir)), setup)
+    except ScatteredGone:
+        return None
     return Built(record, time.perf_counter() - started)
 
 

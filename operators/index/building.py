@@ -25,13 +25,13 @@ from operators.errors import InputError
 from operators.index.ids import ID_COLUMNS, IdsWriter, id_table, read_shard_record
 from operators.index.library import faiss
 from operators.index.postings import PostingsWriter
-from operators.index.scratch import put_whole, scratch_folder, sweep_scratch
+from operators.index.scratch import is_stored, put_whole, scratch_folder, sweep_scratch
 from operators.index.snapshot import SPARSE_FILE, FragmentRows, ShardRecord, SparseFile, shard_file
 from operators.index.spec import ivf_of
 from operators.index.trained import Trained, write_faiss
 from operators.index.truth import HeldOut, TruthCollector, store_truth
 from operators.index.vectors import Vectors, VectorSpace, read_blocks
-from operators.storage import Location, exists, open_input, sha256_of, size_of, stored_sha256
+from operators.storage import FileInfo, Location, list_folder, open_input, sha256_of, stored_sha256
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, read_record
 
@@ -54,7 +54,7 @@ class FragmentPart:
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """A shard to build; its key follows from what goes into it, so that whoever builds it writes the same."""
+    """A shard to build; its key follows from what goes into it, so that what another run has built of it is found."""
 
     key: str
     parts: tuple[FragmentPart, ...]
@@ -95,19 +95,35 @@ class BuildSetup:
         return (INDICES, WEIGHTS) if self.sparse_dim else ()
 
 
-def finished_shard(index: Location, key: str) -> ShardRecord | None:
-    """The record of a shard that is on storage whole, or None: its id map is written last and names the rest."""
-    ids = shard_file(index, key, "ids.parquet")
-    if not exists(ids):
+def finished_shard(index: Location, plan_key: str) -> ShardRecord | None:
+    """The record of a shard of this plan that is on storage whole, or None; every file's hash is checked.
+
+    The id map is written last and names the rest. Two builders of one plan may leave two shards (the graph of a
+    threaded HNSW is never the same twice): files of one are never mixed with those of the other.
+    """
+    for info in list_folder(index / "shards"):
+        if info.name.startswith(f"{plan_key}-") and info.name.endswith(".ids.parquet"):
+            record = _whole_shard(index, info)
+            if record is not None:
+                return record
+    return None
+
+
+def _whole_shard(index: Location, info: FileInfo) -> ShardRecord | None:
+    key = info.name.removesuffix(".ids.parquet")
+    digest = stored_sha256(index / "shards" / info.name)
+    if not key.endswith(f"-{digest[:16]}"):
         return None
-    record = read_shard_record(ids)
-    file = shard_file(index, key)
-    if record is None or (record.bytes and (not exists(file) or size_of(file) != record.bytes)):
+    record = read_shard_record(index / "shards" / info.name)
+    if record is None or _shard_key(record.key, digest) != key:
         return None
-    inverted = shard_file(index, key, SPARSE_FILE)
-    if record.sparse is not None and (not exists(inverted) or size_of(inverted) != record.sparse.bytes):
-        return None
-    return record.model_copy(update={"ids_bytes": size_of(ids), "ids_sha256": stored_sha256(ids)})
+    record = record.model_copy(update={"key": key, "ids_bytes": info.size, "ids_sha256": digest})
+    return record if all(is_stored(index / file.path, file.sha256, file.bytes) for file in record.files) else None
+
+
+def _shard_key(plan_key: str, ids_sha256: str) -> str:
+    """The name of a shard's files: its id map names all of them by their hashes, so other content has another name."""
+    return f"{plan_key}-{ids_sha256[:16]}"
 
 
 def build_shard(plan: ShardPlan, trained: Trained | None, setup: BuildSetup) -> ShardRecord:
@@ -206,7 +222,10 @@ class ShardWriter:
             self._truth.add(vectors, ids, first)
 
     def finish(self, plan: ShardPlan, started: float, lists: tuple[int, int] | None = None) -> ShardRecord:
-        """Write the files and put them on storage, the id map last: with it the shard exists."""
+        """Write the files and put them on storage, the id map last: with it the shard exists.
+
+        What the id map holds, its record included, follows from the shard alone: nothing in it was measured.
+        """
         setup, local, inverted = self._setup, self._folder / "shard.faiss", self._folder / SPARSE_FILE
         if self._trained is not None:
             self._write_codes(self._trained, local)
@@ -221,19 +240,21 @@ class ShardWriter:
             lists=lists,
             distance=self._mean_distance(),
             is_patch=any(part.rows is not None for part in plan.parts),
-            cpu_seconds=round(time.process_time() - started, 3),
         )
         self._ids.close(record)
-        if record.bytes:
-            put_whole(local, shard_file(setup.index, plan.key), record.sha256)
-        if record.sparse is not None:
-            put_whole(inverted, shard_file(setup.index, plan.key, SPARSE_FILE), record.sparse.sha256)
-        if self._truth is not None and setup.queries is not None:
-            store_truth(truth_file(setup.index, plan.key, setup.queries), self._truth.finish())
         ids = self._folder / "ids.parquet"
-        complete = record.model_copy(update={"ids_bytes": ids.stat().st_size, "ids_sha256": sha256_of(ids)})
-        put_whole(ids, shard_file(setup.index, plan.key, "ids.parquet"), complete.ids_sha256)
-        return complete
+        digest = sha256_of(ids)
+        key = _shard_key(plan.key, digest)
+        complete = record.model_copy(update={"key": key, "ids_bytes": ids.stat().st_size, "ids_sha256": digest})
+        if self._truth is not None and setup.queries is not None:
+            store_truth(truth_file(setup.index, key, setup.queries), self._truth.finish())
+        for file, written in zip(complete.files, [*self._written(complete, local, inverted), ids], strict=True):
+            put_whole(written, setup.index / file.path, file.sha256)
+        return complete.model_copy(update={"cpu_seconds": round(time.process_time() - started, 3)})
+
+    @staticmethod
+    def _written(record: ShardRecord, local: Path, inverted: Path) -> list[Path]:
+        return [*([local] if record.bytes else []), *([inverted] if record.sparse is not None else [])]
 
     def _mean_distance(self) -> float | None:
         if self._trained is None or not self._sample:

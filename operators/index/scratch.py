@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from operators.storage import Location, StorageError, delete, move, stored_sha256, upload
+from operators.storage import Location, StorageError, delete, move, size_of, stored_sha256, upload
 
 _SCRATCH = "embedfleet-shard-"
 
@@ -62,8 +62,21 @@ def _is_ours(descriptor: int) -> bool:
     return True
 
 
+def is_stored(location: Location, sha256: str, size: int | None) -> bool:
+    """Whether the storage has exactly this content there (`size`, where it is known, spares reading another's)."""
+    try:
+        return size in (None, size_of(location)) and stored_sha256(location) == sha256
+    except FileNotFoundError:
+        return False
+
+
 def put_whole(local: Path, location: Location, sha256: str) -> None:
-    """Put a local file into place and read it back; what does not read back as it was is removed."""
+    """Put a local file into place and read it back; what does not read back as it was is removed.
+
+    Names follow from content: a file that is there already and whole is left as it is, a damaged one is replaced.
+    """
+    if is_stored(location, sha256, local.stat().st_size):
+        return
     if move(local, location):
         return  # the very file that was hashed
     upload(local, location)

@@ -6,12 +6,16 @@ IDX/shards/<key>.faiss       the codes of a shard; row i of its id map is vector
 IDX/shards/<key>.sparse.arrow   its sparse vectors, an inverted file (operators.index.postings)
 IDX/shards/<key>.ids.parquet its id map: doc_id, chunk, where they come from, kept columns; written last
 IDX/shards/<key>.dead-*.parquet  rows of a shard that are deleted
+IDX/shards/<key>.moved-*.parquet rows that stand in other fragments of the embeddings now
 IDX/recall/                  held-out queries, and their exact neighbours in each shard
 IDX/snapshots/00000001.json  which shards make up the index, and how well it finds
 """
 
 from __future__ import annotations
 
+import json
+import logging
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pydantic
@@ -20,7 +24,9 @@ from pydantic import BaseModel, ConfigDict
 from operators.errors import InputError
 from operators.index.spec import IndexSpec, Metric
 from operators.index.vectors import VectorSpace
-from operators.storage import Location, create_exclusive, exists, list_folder, read_bytes
+from operators.storage import Location, create_exclusive, exists, list_folder, read_bytes, write_whole
+
+logger = logging.getLogger(__name__)
 
 LAYOUT_VERSION = 1
 SPARSE_FILE = "sparse.arrow"
@@ -36,6 +42,15 @@ _MUST_AGREE = (
     "keep",
     "seed",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedFile:
+    """A file that a snapshot names; `bytes` is None where its size is not kept."""
+
+    path: str  # below the index
+    bytes: int | None
+    sha256: str
 
 
 class Record(BaseModel):
@@ -89,6 +104,14 @@ class Deletions(Record):
     sha256: str
 
 
+class Moves(Record):
+    """Rows of a shard that stand in other fragments now than their id map says: ordinal, fragment, row."""
+
+    path: str
+    rows: int
+    sha256: str
+
+
 class SparseFile(Record):
     """The inverted file of a shard's sparse vectors."""
 
@@ -113,7 +136,26 @@ class ShardRecord(Record):
     distance: float | None = None  # mean distance of its vectors to their centroid (drift)
     cpu_seconds: float = 0.0  # that building took
     deletions: Deletions | None = None
+    moves: Moves | None = None
     is_patch: bool = False  # it holds some rows of its fragments, not all
+
+    @property
+    def plan_key(self) -> str:
+        """The key of the plan that it was built by; what follows it names the content."""
+        return self.key.partition("-")[0]
+
+    @property
+    def files(self) -> tuple[NamedFile, ...]:
+        """Its files with their hashes, in the order in which they are written, without patches."""
+        codes = [NamedFile(_shard_path(self.key, "faiss"), self.bytes, self.sha256)] if self.bytes else []
+        sparse = self.sparse
+        inverted = [NamedFile(_shard_path(self.key, SPARSE_FILE), sparse.bytes, sparse.sha256)] if sparse else []
+        return (*codes, *inverted, NamedFile(_shard_path(self.key, "ids.parquet"), self.ids_bytes, self.ids_sha256))
+
+    @property
+    def patches(self) -> tuple[NamedFile, ...]:
+        """The files that say what has become of its rows since it was built."""
+        return tuple(NamedFile(p.path, None, p.sha256) for p in (self.deletions, self.moves) if p is not None)
 
     @property
     def all_bytes(self) -> int:
@@ -181,6 +223,7 @@ class IndexSnapshot(Record):
     fragments: tuple[str, ...]  # of the embeddings snapshot, all of which the shards hold together
     shards: tuple[ShardRecord, ...]
     replaced: dict[str, tuple[str, ...]] = {}  # fragment that is gone -> those that hold its surviving rows now
+    tracks_rows: bool = False  # the shards' `moves` say which rows these are; versions that did not know kept no such
     recall: Recall | None = None
     queries: str = ""  # how the held-out queries were chosen
 
@@ -215,6 +258,24 @@ def claim_index(index: Location, wanted: IndexIdentity) -> IndexIdentity:
     assert present is not None, "create_exclusive lost, so the file is there"
     check_index(index, present, wanted)
     return present
+
+
+def restore_identity(index: Location, identity: IndexIdentity) -> None:
+    """Write index.json again, of which every snapshot has a copy, where it is lost or does not read."""
+    try:
+        is_there = read_index_identity(index) is not None
+    except InputError:
+        is_there = _is_of_another_layout(index)
+    if not is_there:
+        logger.warning("%s is lost or damaged; it is written again", index / "index.json")
+        write_whole(index / "index.json", identity.model_dump_json(indent=1).encode())
+
+
+def _is_of_another_layout(index: Location) -> bool:
+    try:
+        return bool(json.loads(read_bytes(index / "index.json"))["layout"] != LAYOUT_VERSION)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def check_index(index: Location, present: IndexIdentity, wanted: IndexIdentity) -> None:
@@ -260,7 +321,11 @@ def trained_file(index: Location, generation: int) -> Location:
 
 def shard_file(index: Location, key: str, ending: str = "faiss") -> Location:
     """A file of a shard."""
-    return index / "shards" / f"{key}.{ending}"
+    return index / _shard_path(key, ending)
+
+
+def _shard_path(key: str, ending: str) -> str:
+    return f"shards/{key}.{ending}"
 
 
 def _file(index: Location, number: int) -> Location:

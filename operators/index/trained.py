@@ -8,6 +8,7 @@ Shapes: Q queries of D components, P probed lists a query.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from operators.index.training import num_lists, on_gpus
 from operators.index.vectors import Vectors
 from operators.storage import Location, create_exclusive, exists, size_of, stored_sha256
 from operators.storage.cache import Cache
+
+logger = logging.getLogger(__name__)
 
 # Vectors among which the nearest of 2 centroids is looked for through a graph: recall of the right list 0.96 and more.
 _GRAPH_EF = 64
@@ -141,6 +144,20 @@ def store_trained(index: Location, generation: int, trained: Any, spec: IndexSpe
 def has_trained(index: Location, generation: int) -> bool:
     """Whether some run has trained this generation already."""
     return exists(trained_file(index, generation))
+
+
+def usable_generation(index: Location, spec: IndexSpec, first: int, cache: Cache) -> int:
+    """The first generation from `first` on that nobody has trained yet, or whose file reads."""
+    generation = first
+    while has_trained(index, generation):
+        try:
+            open_trained(index, stored_trained(index, generation), spec, cache)
+        except InputError as error:
+            logger.warning("%s is left aside: %s", trained_file(index, generation), error)
+            generation += 1
+        else:
+            break
+    return generation
 
 
 def stored_trained(index: Location, generation: int) -> TrainedRecord:

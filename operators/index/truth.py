@@ -21,7 +21,7 @@ from operators.embedder.recipe.fingerprint import mapping_digest
 from operators.index.library import faiss
 from operators.index.spec import Metric
 from operators.index.vectors import Vectors
-from operators.storage import Location, open_input, write_whole
+from operators.storage import Location, read_bytes, write_whole
 
 DEPTH_PER_K = 3
 
@@ -124,14 +124,17 @@ def store_truth(location: Location, truth: Truth) -> None:
         "ordinals": pa.FixedSizeListArray.from_arrays(pa.array(truth.ordinals_QK.reshape(-1)), width),
         "own": pa.array(truth.own_Q),
     }
-    pq.write_table(pa.table(columns), sink, compression="zstd")
+    pq.write_table(pa.table(columns), sink, compression="zstd", write_page_checksum=True)
     write_whole(location, sink.getvalue())
 
 
 def read_truth(location: Location) -> Truth:
-    """What `store_truth` kept."""
-    with open_input(location) as stream:
-        table = pq.read_table(stream)
+    """What `store_truth` kept; raises FileNotFoundError or ArrowInvalid where it is lost or damaged."""
+    payload = read_bytes(location)
+    try:
+        table = pq.read_table(pa.BufferReader(payload), page_checksum_verification=True)
+    except OSError as error:  # Arrow's own, of a page that is not what was written
+        raise pa.ArrowInvalid(f"{location} does not read ({error})") from error
     width = table.schema.field("scores").type.list_size
     scores, ordinals = (table[name].combine_chunks().flatten().to_numpy() for name in ("scores", "ordinals"))
     return Truth(scores.reshape(-1, width), ordinals.reshape(-1, width), table["own"].to_numpy())

@@ -7,7 +7,7 @@ further shard. When such patches have become a large part of the index, the shar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +46,11 @@ class Update(BaseModel):
         ge=0,
         description="growth of the vectors' mean distance to their centroid, above which the index is trained anew",
     )
+    check: Literal["auto", "sizes", "hashes"] = Field(
+        default="auto",
+        description="how the files of the index are checked before they are used further: sizes: one listing; hashes: "
+        "every byte is read; auto: hashes up to 4 GiB. What is lost or damaged is made anew",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +70,16 @@ def plan_update(
     diffs: Mapping[int, ShardDiff],
     rows_per_shard: int,
     update: Update,
+    broken: Collection[int] = (),
 ) -> UpdatePlan:
-    """Decide between patching and rebuilding, and say which shards stay; `diffs` are by shard number."""
+    """Decide between patching and rebuilding, and say which shards stay; `diffs` are by shard number.
+
+    With `broken` shards, of which a file is lost or damaged, it is a rebuild.
+    """
     if previous is None:
         return UpdatePlan((), {}, tuple(group_fragments([FragmentPart(r) for r in records], rows_per_shard)), {}, False)
+    if broken or not can_patch(previous):
+        return _rebuild(previous, records, rows_per_shard, broken)
     known = set(previous.fragments)
     added = [record for record in records if record.key not in known]
     parts = _rows_to_add(added, diffs)
@@ -85,6 +96,14 @@ def plan_update(
         replaced = _replaced(previous, diffs)
         return UpdatePlan(tuple(range(len(previous.shards))), dead, tuple(groups), replaced, True)
     return _rebuild(previous, records, rows_per_shard)
+
+
+def can_patch(previous: IndexSnapshot) -> bool:
+    """Whether it is known where each row of an index stands in its embeddings.
+
+    Earlier versions kept only which fragments may hold the rows that had outlived an update.
+    """
+    return previous.tracks_rows or not any(shard.deletions or shard.is_patch for shard in previous.shards)
 
 
 def _rows_to_add(added: Sequence[FragmentRecord], diffs: Mapping[int, ShardDiff]) -> list[FragmentPart]:
@@ -125,13 +144,16 @@ def _replaced(previous: IndexSnapshot, diffs: Mapping[int, ShardDiff]) -> dict[s
     return {fragment: keys for fragment, keys in followed.items() if keys}
 
 
-def _rebuild(previous: IndexSnapshot, records: Sequence[FragmentRecord], rows_per_shard: int) -> UpdatePlan:
+def _rebuild(
+    previous: IndexSnapshot, records: Sequence[FragmentRecord], rows_per_shard: int, broken: Collection[int] = ()
+) -> UpdatePlan:
     """Keep shards that are as a fresh build would make them; the fragments of all others are grouped anew."""
     chunks = {record.key: record.chunks for record in records}
     kept = []
     for number, shard in enumerate(previous.shards):
         is_whole = all(chunks.get(part.key) == part.rows for part in shard.fragments)
-        if is_whole and shard.fragments and not shard.deletions and shard.rows >= rows_per_shard // 2:
+        is_patched = shard.deletions is not None or shard.moves is not None or shard.is_patch or number in broken
+        if is_whole and shard.fragments and not is_patched and shard.rows >= rows_per_shard // 2:
             kept.append(number)
     covered = {part.key for number in kept for part in previous.shards[number].fragments}
     rest = [FragmentPart(record) for record in records if record.key not in covered]

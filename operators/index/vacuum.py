@@ -18,14 +18,14 @@ def index_orphans(index: Location, keep_snapshots: int, older_than: float) -> It
     for number in index_numbers(index)[-keep_snapshots:]:
         snapshot = read_index(index, number)
         shards |= {shard.key for shard in snapshot.shards}
-        named |= {shard.deletions.path.rsplit("/", 1)[-1] for shard in snapshot.shards if shard.deletions}
+        named |= {file.path.rsplit("/", 1)[-1] for shard in snapshot.shards for file in shard.patches}
         named |= {"index.json", "report.json", "report.html"}
         named |= {snapshot.trained.path} if snapshot.trained is not None else set()
         named |= {f"queries-{snapshot.queries}.parquet"}
     for folder, place in (("", index), ("shards", index / "shards"), ("recall", index / "recall")):
         for info in list_folder(place):
             key = info.name.split(".")[0]
-            is_kept = info.name in named or (key in shards and ".dead-" not in info.name)
+            is_kept = info.name in named or (key in shards and ".dead-" not in info.name and ".moved-" not in info.name)
             if not is_kept and _is_older(info, older_than):
                 yield (index / folder if folder else index) / info.name
 

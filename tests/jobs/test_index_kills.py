@@ -144,7 +144,7 @@ def _finished(index: Path) -> dict[str, int]:
 def assert_every_visible_shard_is_whole(index: Path) -> None:
     for ids in (index / "shards").glob("[!.]*.ids.parquet"):
         record = json.loads(pq.ParquetFile(ids).metadata.metadata[b"embedfleet.shard"])
-        content = (index / "shards" / f"{record['key']}.faiss").read_bytes()
+        content = (index / "shards" / f"{ids.name.removesuffix('.ids.parquet')}.faiss").read_bytes()
         assert hashlib.sha256(content).hexdigest() == record["sha256"]
         assert pq.read_table(ids).num_rows == record["rows"]
 

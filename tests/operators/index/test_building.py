@@ -46,16 +46,17 @@ def test_a_shard_without_its_id_map_is_no_shard(dataset: Location, tmp_path: Pat
     plan = plan_of(dataset, trained.sha256)
     assert finished_shard(setup.index, plan.key) is None
     record = build_shard(plan, open_trained(setup.index, trained, identity.spec, Cache.at(None)), setup)
-    assert finished_shard(setup.index, plan.key) == record
-    file = Path(shard_file(setup.index, plan.key).url)
+    assert finished_shard(setup.index, plan.key) == record.model_copy(update={"cpu_seconds": 0.0}), "but what it took"
+    file = Path(shard_file(setup.index, record.key).url)
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     assert finished_shard(setup.index, plan.key) is None, "half a file"
-    delete(shard_file(setup.index, plan.key, "ids.parquet"))
+    delete(shard_file(setup.index, record.key, "ids.parquet"))
     file.write_bytes(content)
     assert finished_shard(setup.index, plan.key) is None, "as after a crash between the two files"
     again = build_shard(plan, open_trained(setup.index, trained, identity.spec, Cache.at(None)), setup)
     assert (again.sha256, again.rows) == (record.sha256, record.rows), "whoever builds it writes the same"
+    assert again.files == record.files, "id map and all: nothing that is hashed was measured"
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(dataset: Location, tmp_path: Path) -> None:
