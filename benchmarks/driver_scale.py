@@ -36,6 +36,7 @@ from operators.corpus.listing import list_source
 from operators.corpus.source import Source
 from operators.corpus.units import PACK_BELOW_BYTES, plan_units
 from operators.index.comparing import Comparison, ShardDiff, plan_comparisons
+from operators.index.places import Claims
 from operators.index.snapshot import FragmentRows, IndexIdentity, IndexSnapshot, ShardRecord
 from operators.index.updating import Update, plan_update
 from operators.storage import Location
@@ -161,7 +162,8 @@ def as_compared(plan: Comparison, num_files: int) -> ShardDiff:
     else:
         now = dict(zip(fragments, plan.candidates, strict=True))
     dead = np.arange(len(fragments), dtype=np.int64) * ROWS_PER_FRAGMENT
-    return ShardDiff(dead, dict.fromkeys(now.values(), rows), {old: (new,) for old, new in now.items()})
+    surviving = {new: Claims(rows, rows + i * ROWS_PER_FRAGMENT) for i, new in enumerate(now.values())}
+    return ShardDiff(dead, surviving, {old: (new,) for old, new in now.items()})
 
 
 def measure_ids(counts: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from operators.index.held_out import load_held_out
 from operators.index.integrity import find_faults
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, ShardRecord, TrainedRecord, publish_index, read_index
 from operators.index.trained import has_trained, stored_trained, usable_generation
-from operators.index.updating import UpdatePlan, bury, can_patch, plan_update
+from operators.index.updating import UpdatePlan, can_patch, patch, plan_update
 from operators.storage import Location, StorageError
 from operators.storage.cache import Cache
 
@@ -92,7 +92,12 @@ def build_changes(
     from jobs.indexing.pipeline import build_list_shards, build_shards
 
     kept: Sequence[ShardRecord] = previous.shards if previous is not None else ()
-    shards = [bury(setup.index, kept[n], plan.dead[n]) if n in plan.dead else kept[n] for n in plan.kept]
+    shards = [
+        patch(setup.index, kept[n], plan.dead.get(n), plan.moved.get(n, {}))
+        if n in plan.dead or n in plan.moved
+        else kept[n]
+        for n in plan.kept
+    ]
     training = trained.sha256 if trained is not None else ""
     plans = [ShardPlan.of(group, training, identity.keep) for group in plan.groups]
     by_list = identity.sharding == "list" and bool(plans) and not plan.is_patch

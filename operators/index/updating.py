@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from operators.index.building import FragmentPart
 from operators.index.comparing import ShardDiff
 from operators.index.group import dead_ordinals
+from operators.index.places import Claims, write_moves
 from operators.index.planning import group_fragments
 from operators.index.snapshot import Deletions, IndexSnapshot, ShardRecord
 from operators.storage import Location, write_whole
@@ -59,6 +60,7 @@ class UpdatePlan:
 
     kept: tuple[int, ...]
     dead: dict[int, NDArray[np.int64]]  # number of a kept shard -> ordinals that die now
+    moved: dict[int, dict[str, Claims]]  # number of a kept shard -> its rows that stand in these fragments now
     groups: tuple[tuple[FragmentPart, ...], ...]
     replaced: dict[str, tuple[str, ...]]
     is_patch: bool
@@ -77,11 +79,14 @@ def plan_update(
     With `broken` shards, of which a file is lost or damaged, it is a rebuild.
     """
     if previous is None:
-        return UpdatePlan((), {}, tuple(group_fragments([FragmentPart(r) for r in records], rows_per_shard)), {}, False)
+        return UpdatePlan(
+            (), {}, {}, tuple(group_fragments([FragmentPart(record) for record in records], rows_per_shard)), {}, False
+        )
     if broken or not can_patch(previous):
         return _rebuild(previous, records, rows_per_shard, broken)
     known = set(previous.fragments)
     added = [record for record in records if record.key not in known]
+    diffs = _without_rivals(diffs)
     parts = _rows_to_add(added, diffs)
     new_rows = sum(part.num_rows for part in parts)
     dead = {number: diff.dead for number, diff in diffs.items() if len(diff.dead)}
@@ -93,8 +98,9 @@ def plan_update(
     is_small = (is_append or patched <= update.max_patched) and crumbs < _MOST_CRUMBS
     if update.mode == "patch" or (update.mode == "auto" and is_small):
         groups = group_fragments(parts, rows_per_shard)
-        replaced = _replaced(previous, diffs)
-        return UpdatePlan(tuple(range(len(previous.shards))), dead, tuple(groups), replaced, True)
+        replaced = _replaced(previous, {record.key for record in records}, diffs)
+        moved = {number: diff.surviving for number, diff in diffs.items() if diff.surviving}
+        return UpdatePlan(tuple(range(len(previous.shards))), dead, moved, tuple(groups), replaced, True)
     return _rebuild(previous, records, rows_per_shard)
 
 
@@ -108,18 +114,18 @@ def can_patch(previous: IndexSnapshot) -> bool:
 
 def _rows_to_add(added: Sequence[FragmentRecord], diffs: Mapping[int, ShardDiff]) -> list[FragmentPart]:
     """Of each new fragment the rows that no shard holds yet."""
-    held: dict[str, list[NDArray[np.int32]]] = {}
+    held: dict[str, list[Claims]] = {}
     for diff in diffs.values():
-        for key, rows in diff.surviving.items():
-            held.setdefault(key, []).append(rows)
+        for key, claims in diff.surviving.items():
+            held.setdefault(key, []).append(claims)
     parts = []
     for record in added:
         if record.key not in held:
             parts.append(FragmentPart(record))
             continue
         is_new = np.ones(record.chunks, bool)
-        for rows in held[record.key]:
-            is_new[rows] = False
+        for claims in held[record.key]:
+            is_new[claims.rows] = False
         if is_new.any():
             parts.append(FragmentPart(record, np.flatnonzero(is_new).astype(np.int32)))
     return parts
@@ -134,14 +140,39 @@ def _patch_rows(previous: IndexSnapshot) -> int:
     return sum(shard.rows for shard in previous.shards if shard.is_patch)
 
 
-def _replaced(previous: IndexSnapshot, diffs: Mapping[int, ShardDiff]) -> dict[str, tuple[str, ...]]:
-    """Where the surviving rows of fragments that are gone are found in the embeddings now."""
-    now: dict[str, dict[str, None]] = {}
+def _without_rivals(diffs: Mapping[int, ShardDiff]) -> dict[int, ShardDiff]:
+    """The same where no row is claimed by two shards: the first of them holds it, in the others it dies.
+
+    Only rows that are alike (`duplicates: keep_all`) have rivals.
+    """
+    claimed: dict[str, int] = {}
     for diff in diffs.values():
-        for fragment, keys in diff.moved.items():
-            now.setdefault(fragment, {}).update(dict.fromkeys(keys))
-    followed = {**previous.replaced, **{fragment: tuple(keys) for fragment, keys in now.items()}}
-    return {fragment: keys for fragment, keys in followed.items() if keys}
+        for key, claims in diff.surviving.items():
+            if len(claims.rows):
+                claimed[key] = max(claimed.get(key, 0), int(claims.rows[-1]) + 1)
+    is_taken = {key: np.zeros(size, bool) for key, size in claimed.items()}
+    settled = {}
+    for number, diff in diffs.items():
+        surviving, losing = {}, [diff.dead]
+        for key, claims in diff.surviving.items():
+            rival = is_taken[key][claims.rows]
+            is_taken[key][claims.rows] = True
+            surviving[key] = claims.where(~rival) if rival.any() else claims
+            losing.append(claims.ordinals[rival])
+        dead = np.sort(np.concatenate(losing)) if sum(map(len, losing)) > len(diff.dead) else diff.dead
+        settled[number] = ShardDiff(dead, surviving, diff.moved)
+    return settled
+
+
+def _replaced(
+    previous: IndexSnapshot, keys: Collection[str], diffs: Mapping[int, ShardDiff]
+) -> dict[str, tuple[str, ...]]:
+    """Where the surviving rows of fragments of the id maps may be found in the embeddings (`keys`) now."""
+    now = {f: dict.fromkeys(key for key in held if key in keys) for f, held in previous.replaced.items()}
+    for diff in diffs.values():
+        for fragment, held in diff.moved.items():
+            now.setdefault(fragment, {}).update(dict.fromkeys(held))
+    return {fragment: tuple(held) for fragment, held in now.items() if held}
 
 
 def _rebuild(
@@ -157,11 +188,20 @@ def _rebuild(
             kept.append(number)
     covered = {part.key for number in kept for part in previous.shards[number].fragments}
     rest = [FragmentPart(record) for record in records if record.key not in covered]
-    return UpdatePlan(tuple(kept), {}, tuple(group_fragments(rest, rows_per_shard)), {}, False)
+    return UpdatePlan(tuple(kept), {}, {}, tuple(group_fragments(rest, rows_per_shard)), {}, False)
 
 
-def bury(index: Location, shard: ShardRecord, dead: NDArray[np.int64]) -> ShardRecord:
-    """The shard with further rows dead; their ordinals go into a file of their own, named by its content."""
+def patch(
+    index: Location, shard: ShardRecord, dead: NDArray[np.int64] | None, moved: Mapping[str, Claims]
+) -> ShardRecord:
+    """The shard with further rows dead, and others moved; both go into files of their own, named by their content."""
+    dying = np.empty(0, np.int64) if dead is None else dead
+    moves = write_moves(index, shard, dying, moved)
+    deletions = shard.deletions if dead is None else _bury(index, shard, dead)
+    return shard.model_copy(update={"deletions": deletions, "moves": moves})
+
+
+def _bury(index: Location, shard: ShardRecord, dead: NDArray[np.int64]) -> Deletions:
     every = np.union1d(dead_ordinals(index, shard), dead).astype(np.int64)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"ordinal": every}), sink, compression="zstd")
@@ -169,7 +209,7 @@ def bury(index: Location, shard: ShardRecord, dead: NDArray[np.int64]) -> ShardR
     digest = hashlib.sha256(payload).hexdigest()
     path = f"shards/{shard.key}.dead-{digest[:12]}.parquet"
     write_whole(index / path, payload)
-    return shard.model_copy(update={"deletions": Deletions(path=path, rows=len(every), sha256=digest)})
+    return Deletions(path=path, rows=len(every), sha256=digest)
 
 
 def drift(previous_distance: float | None, shards: Sequence[ShardRecord]) -> float:

@@ -93,9 +93,7 @@ def test_what_recall_is_measured_with_is_made_anew(patched: Path, folder: Path) 
 
 def assert_finds_what_the_other_finds(folder: Path, other: Path) -> None:
     queries = np.concatenate([clustered(50, DIM, seed=3), corpus().vectors[:300:3]])
-    answers = [
-        open_index(str(f / "index")).search(queries, 10, settings=Settings(nprobe=16)) for f in (folder, other)
-    ]
+    answers = [open_index(str(f / "index")).search(queries, 10, settings=Settings(nprobe=16)) for f in (folder, other)]
     assert answers[0]["doc_id"].to_pylist() == answers[1]["doc_id"].to_pylist()
     np.testing.assert_allclose(answers[0]["score"].to_numpy(), answers[1]["score"].to_numpy(), atol=1e-6)
     assert snapshot_at(folder).num_vectors == snapshot_at(other).num_vectors
