@@ -1,23 +1,30 @@
 """verify: prove from storage alone that every source row is embedded or rejected exactly once, with sound vectors.
 
     python -m jobs verify CONFIG.yaml [verify.sample_rows=64]
+    python -m jobs verify INDEX
 
-Takes the config of `embed`. Reads the source and the dataset again, embeds a sample of documents again and compares;
-exit code 3 and the fragments' names where something does not hold.
+Of an index it proves that every shard opens, that every file is the one that was written, and that its live rows are
+those of the embeddings. Else it takes the config of `embed`: it reads the source and the dataset again, embeds a sample
+of documents again and compares.
+Exit code 3 and the names of fragments or files where something does not hold.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel
 
 from cluster.session import connect
 from jobs.embedding.backlog import Backlog, find_backlog
 from jobs.embedding.config import EmbedConfig as Config
 from jobs.embedding.identity import RECIPES, cut_as, identify
 from jobs.embedding.small import needs_no_ray
+from jobs.indexing.checking import IndexCheck, check_index_files
 from operators.corpus.listing import list_source
 from operators.embedder.recipe.spec import embedder_spec
 from operators.errors import InputError
@@ -29,10 +36,18 @@ from operators.store.verification import Problem
 
 logger = logging.getLogger(__name__)
 _SHOWN = 50
+SUBJECT = "index"
 
 
-def run(config: Config) -> int:
+def config_of(values: Mapping[str, Any]) -> type[BaseModel]:
+    """Which of the two these keys are of."""
+    return IndexCheck if "index" in values else Config
+
+
+def run(config: Config | IndexCheck) -> int:
     """Check everything; prints what was proven or what is wrong; returns the exit code."""
+    if isinstance(config, IndexCheck):
+        return check_index_files(config)
     spec = embedder_spec(config.model, config.embedder, RECIPES)
     dataset = locate(config.output.path, config.output.storage_options)
     present = read_identity(dataset)

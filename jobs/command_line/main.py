@@ -100,12 +100,11 @@ def _config_of(job: ModuleType, config_file: str, overrides: Sequence[str]) -> B
     """The config from a YAML file; or of overrides alone, where a job says which key a bare path stands for."""
     model: type[BaseModel] = job.Config
     subject = getattr(job, "SUBJECT", None)
-    if subject is None or config_file.endswith((".yaml", ".yml")):
-        values = read_config(Path(config_file))
-        # A job may take the configs of several others: it says which one the keys belong to.
-        chosen: type[BaseModel] = job.config_of(values) if hasattr(job, "config_of") else model
-        return check_config(chosen, values, overrides)
-    return check_config(model, {subject: config_file}, overrides)
+    is_file = subject is None or config_file.endswith((".yaml", ".yml"))
+    values = read_config(Path(config_file)) if is_file else {subject: config_file}
+    # A job may take the configs of several others: it says which one the keys belong to.
+    chosen: type[BaseModel] = job.config_of(values) if hasattr(job, "config_of") else model
+    return check_config(chosen, values, overrides)
 
 
 def help_text(name: str, job: ModuleType) -> str:

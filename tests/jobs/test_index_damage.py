@@ -61,10 +61,15 @@ def test_a_damaged_file_is_made_anew(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = index_config(folder, embeddings=str(patched / "vectors"), **SETTINGS)
-    spoil(sorted((folder / "index").glob(pattern))[0])
+    damaged = sorted((folder / "index").glob(pattern))[0]
+    spoil(damaged)
+    assert run_job("verify", folder / "index") == 3
+    assert damaged.name in capsys.readouterr().out
     assert run_job("index", config) == 0
     assert "nothing to do" not in capsys.readouterr().out
     assert_finds_what_the_other_finds(folder, patched)
+    assert run_job("verify", folder / "index") == 0
+    assert "3,9" in capsys.readouterr().out
     assert run_job("index", config) == 0
     assert "nothing to do" in capsys.readouterr().out
 
