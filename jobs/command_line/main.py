@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -101,7 +102,7 @@ def _config_of(job: ModuleType, config_file: str, overrides: Sequence[str]) -> B
     model: type[BaseModel] = job.Config
     subject = getattr(job, "SUBJECT", None)
     is_file = subject is None or config_file.endswith((".yaml", ".yml"))
-    values = read_config(Path(config_file)) if is_file else {subject: config_file}
+    values: dict[str, Any] = read_config(Path(config_file)) if is_file else {str(subject): config_file}
     # A job may take the configs of several others: it says which one the keys belong to.
     chosen: type[BaseModel] = job.config_of(values) if hasattr(job, "config_of") else model
     return check_config(chosen, values, overrides)
