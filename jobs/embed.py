@@ -78,10 +78,10 @@ def _embed_pending(
         if identity.cut != planned.cut:
             return None
         store_config(config, dataset, identity)
-        parts = backlog.parts()
-        work = [Work(unit, parts.get(unit.digest, ()), duplicates.get(unit.digest, ())) for unit in backlog.pending]
+        backlog = backlog.settled(duplicates)
+        work = [Work.of(unit, backlog.parts(), duplicates.get(unit.digest, ())) for unit in backlog.pending]
         done: list[FragmentRecord] = []
-        for record, counts in place.embed(identity, backlog, work, progress):
+        for record, counts in place.embed(identity, backlog, work, progress) if work else ():
             done.append(record)
             progress.count(record, counts)
     backlog = backlog.with_records(done)

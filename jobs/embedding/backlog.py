@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.embedding.config import EmbedConfig
@@ -10,6 +11,7 @@ from operators.corpus.units import plan_units
 from operators.storage import Location, list_folder
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord
+from operators.store.left_out import doubtful_units
 from operators.store.snapshots import (
     Snapshot,
     latest_snapshot,
@@ -24,11 +26,16 @@ from operators.work.packed_units import PackedUnits
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The units of the source, in order, and which fragments of them are on storage."""
+    """The units of the source, in order, and which fragments of them are on storage.
+
+    Where ids must be unique, `unsettled` has those of which only the check of ids tells whether they hold the rows that
+    they should: what a run wrote that died before its snapshot, and units that left rows out whose ids have gone since.
+    """
 
     snapshot: Snapshot
     units: Sequence[Unit]
     records: dict[str, FragmentRecord]  # by key; of these units alone
+    unsettled: tuple[FragmentRecord, ...] = ()
 
     @property
     def pending(self) -> Sequence[Unit]:
@@ -52,7 +59,18 @@ class Backlog:
 
     def with_records(self, records: Sequence[FragmentRecord]) -> Backlog:
         """The same with further fragments on storage."""
-        return Backlog(self.snapshot, self.units, {**self.records, **{record.key: record for record in records}})
+        held = {**self.records, **{record.key: record for record in records}}
+        return Backlog(self.snapshot, self.units, held, self.unsettled)
+
+    def settled(self, duplicates: Mapping[str, tuple[int, ...]]) -> Backlog:
+        """The same with the unsettled fragments that leave out just these rows, places by digest of the unit."""
+        wanted = {unit.digest: unit.leaving_out(duplicates.get(unit.digest, ())).left_out for unit in self.pending}
+        fitting = [
+            record
+            for record in self.unsettled
+            if wanted.get(record.fragment.unit.digest) == record.fragment.unit.left_out
+        ]
+        return dataclasses.replace(self.with_records(fitting), unsettled=())
 
 
 def find_backlog(dataset: Location, config: EmbedConfig, files: Iterator[SourceFile], identity: Identity) -> Backlog:
@@ -60,6 +78,7 @@ def find_backlog(dataset: Location, config: EmbedConfig, files: Iterator[SourceF
 
     A committed fragment whose file is gone or of another size counts as missing: it is done again.
     """
+    checks_ids = config.source.checks_ids
     snapshot = latest_snapshot(dataset)
     sizes = {info.url.rsplit("/", 1)[-1]: info.size for info in list_folder(dataset / "data")}
     committed = {r.key: r for r in snapshot.records if sizes.get(f"{r.key}.parquet") == r.bytes}
@@ -71,8 +90,19 @@ def find_backlog(dataset: Location, config: EmbedConfig, files: Iterator[SourceF
     known_digests = {record.fragment.unit.digest for record in committed.values()}
     wanted = {unit.digest for unit in units if unit.digest in known_digests} if known_digests else set()
     records = {key: record for key, record in committed.items() if record.fragment.unit.digest in wanted}
-    backlog = Backlog(snapshot, units, records)
+    unsettled: list[FragmentRecord] = []
+    if checks_ids:
+        gone = [record for record in snapshot.records if record.key not in records]
+        doubtful = doubtful_units(dataset, gone, records.values())
+        unsettled = [record for record in records.values() if record.fragment.unit.digest in doubtful]
+        records = {key: record for key, record in records.items() if record.fragment.unit.digest not in doubtful}
+    backlog = Backlog(snapshot, units, records, tuple(unsettled))
     # Fragments that a run wrote before it died, or that another run is writing now, are in no snapshot yet.
     strays = {unit_of_file(name) for name in sizes if name.removesuffix(".parquet") not in committed}
     unfinished = [unit.digest for unit in backlog.pending if unit.digest in strays] if strays else []
-    return backlog.with_records(list(written_fragments(dataset, unfinished).values())) if unfinished else backlog
+    if not unfinished:
+        return backlog
+    written = written_fragments(dataset, unfinished).values()
+    if not checks_ids:
+        return backlog.with_records(list(written))
+    return dataclasses.replace(backlog, unsettled=(*backlog.unsettled, *written))

@@ -36,7 +36,7 @@ def verify_units(config: EmbedConfig, dataset: Location, identity: Identity, sna
 
 def duplicate_ids(config: EmbedConfig, dataset: Location, identity: Identity, snapshot: Snapshot) -> Iterator[Problem]:
     """Document ids that stand in the dataset more than once, unless the config keeps them all."""
-    if config.source.duplicates == "keep_all" or config.source.id is None:
+    if not config.source.checks_ids:
         return
     for doc_id, key in duplicated_in_small_store(dataset, snapshot.records, config.source, identity.keep):
         yield repeated(doc_id, key)

@@ -27,7 +27,6 @@ from operators.corpus.duplicates import (
     complaint,
     hash_ids,
     is_among,
-    later_in_units,
     later_occurrences,
 )
 from operators.corpus.reading import read_rows
@@ -43,8 +42,8 @@ from operators.work.fragment import Unit
 if TYPE_CHECKING:
     import ray
 
-# A new output's source of so many bytes is read here, while a first worker would still start
-_READ_HERE_BYTES = 16 << 20
+# A source of so many bytes is read here, beside an output of so many fragments and vectors
+_READ_HERE_BYTES, _READ_HERE_FILES, _READ_HERE_IDS = 16 << 20, 64, 200_000
 _RETRIED: dict[str, Any] = {"max_retries": 4, "retry_exceptions": [OSError]}
 # Bytes that one task reads of ids not hashed yet: small ones keep all CPUs busy, large ones make few, large segments.
 _LEAST_TASK_BYTES, _TASK_BYTES, _TASKS_PER_CPU = 16 << 20, 4 << 30, 4
@@ -80,21 +79,28 @@ def duplicate_positions(
 
     Raises InputError where the config says that duplicates are an error.
     """
-    if config.source.id is None or config.source.duplicates == "keep_all":
+    if not config.source.checks_ids:
         return {}
     pending = backlog.pending
-    if not backlog.records and sum(unit.size_bytes for unit in pending) <= _READ_HERE_BYTES:
-        later = later_in_units(pending, config.source, identity.keep)
-        return _places(later, [unit.digest for unit in pending], config.source)
     unfinished = {unit.digest for unit in pending}
     stored = _stored(r for r in backlog.records.values() if r.fragment.unit.digest not in unfinished)
     holders = [*stored, *(Holder(unit.digest, (), unit, unit.size_bytes) for unit in pending)]
     roles: list[Role] = ["stored"] * len(stored)
     roles += ["pending"] * len(pending)
     read = functools.partial(_ids, dataset=dataset, source=config.source, keep=identity.keep)
-    later = find_later(dataset, holders, roles, read, NAMED)
+    later = _later_here(holders, read) if reads_ids_here(backlog) else find_later(dataset, holders, roles, read, NAMED)
     later = later.filter(pc.greater_equal(later["ordinal"], len(stored)))
     return _places(later, [holder.digest for holder in holders], config.source)
+
+
+def reads_ids_here(backlog: Backlog) -> bool:
+    """Whether there are so few ids that this process reads all of them, while a first worker would still start."""
+    stored = backlog.records
+    return (
+        sum(unit.size_bytes for unit in backlog.pending) <= _READ_HERE_BYTES
+        and len(stored) <= _READ_HERE_FILES
+        and sum(record.chunks for record in stored.values()) <= _READ_HERE_IDS
+    )
 
 
 def _places(later: pa.Table, digests: Sequence[str], source: Source) -> dict[str, tuple[int, ...]]:
@@ -124,13 +130,23 @@ def duplicated_in_small_store(
     dataset: Location, records: Sequence[FragmentRecord], source: Source, keep: pa.Schema
 ) -> Iterator[tuple[str, str]]:
     """What `duplicated_in_store` finds, by reading all ids here: no Ray, and no hashes on storage."""
-    tables = [CANDIDATES.empty_table()]
-    for ordinal, record in enumerate(records):
-        ids = _first_ids(dataset, record.key)
-        columns = [ids, pa.repeat(ordinal, len(ids)), pa.array(range(len(ids)), pa.int64())]
-        tables.append(pa.table(columns, schema=CANDIDATES).filter(ids.is_valid()))
-    for row in later_occurrences(pa.concat_tables(tables)).to_pylist():
+    holders = [Holder(record.key, (record.key,), None, record.bytes) for record in records]
+    read = functools.partial(_ids, dataset=dataset, source=source, keep=keep)
+    for row in _later_here(holders, read).to_pylist():
         yield row["doc_id"], records[row["ordinal"]].key
+
+
+def _later_here(holders: Sequence[Holder], read: Reader) -> pa.Table:
+    """What `find_later` finds, by reading all ids here: without Ray, and without hashes on storage."""
+    tables = [CANDIDATES.empty_table()]
+    for ordinal, holder in enumerate(holders):
+        start = 0
+        for ids in read(holder):
+            places = pa.array(np.arange(start, start + len(ids)))
+            columns = [ids, pa.array(np.full(len(ids), ordinal)), places]
+            tables.append(pa.table(columns, schema=CANDIDATES).filter(ids.is_valid()))
+            start += len(ids)
+    return later_occurrences(pa.concat_tables(tables)).sort_by([("ordinal", "ascending"), ("position", "ascending")])
 
 
 def find_later(

@@ -16,7 +16,7 @@ from jobs.embedding.backlog import Backlog
 from jobs.embedding.board import OwnLedger
 from jobs.embedding.config import EmbedConfig
 from jobs.embedding.cutting import seconds_of_one_worker
-from jobs.embedding.duplicates import duplicate_positions
+from jobs.embedding.duplicates import duplicate_positions, reads_ids_here
 from jobs.embedding.outcome import stored_plan
 from jobs.embedding.small import MOST_SECONDS, needs_no_ray
 from jobs.embedding.watching import EMBEDDING, LOADING, RunProgress
@@ -45,8 +45,7 @@ def is_brief(config: EmbedConfig, spec: EmbedderSpec, dataset: Location, backlog
     pending = backlog.pending
     if not needs_no_ray(config, dataset, pending):
         return False
-    checks_ids = config.source.id is not None and config.source.duplicates != "keep_all"
-    if (checks_ids and backlog.records) or exists(dataset / _MARKER):
+    if (config.source.checks_ids and not reads_ids_here(backlog)) or exists(dataset / _MARKER):
         return False
     files = list(dict.fromkeys(extent.file for unit in pending for extent in unit.extents))
     return seconds_of_one_worker(config, spec, files) <= MOST_SECONDS

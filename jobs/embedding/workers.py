@@ -11,7 +11,7 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,11 @@ class Work:
     unit: Unit
     skip_parts: tuple[int, ...] = ()
     duplicate_positions: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(unit: Unit, parts: Mapping[str, tuple[int, ...]], duplicates: tuple[int, ...]) -> Work:
+        """What is left of a unit, by the parts that are on storage, and the rows that others have."""
+        return Work(unit.leaving_out(duplicates), parts.get(unit.digest, ()), duplicates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,10 @@ The ids are hashed to 64 bits where they are read. Hashes that come twice point 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-
-from operators.corpus.reading import read_rows
-from operators.corpus.source import Source
-from operators.work.fragment import Unit
 
 # A row that may be a duplicate: the `position`-th (0-based, all rows counted) of the `ordinal`-th place of the corpus.
 CANDIDATES = pa.schema([("doc_id", pa.string()), ("ordinal", pa.int64()), ("position", pa.int64())])
@@ -58,20 +52,6 @@ def is_among(hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[
     place[place == len(wanted)] = 0
     found: NDArray[np.bool_] = wanted[place] == hashes
     return found
-
-
-def later_in_units(units: Sequence[Unit], source: Source, keep: pa.Schema) -> pa.Table:
-    """The rows (`CANDIDATES`) of units whose id came before in them, all read here: for sources of some megabytes."""
-    tables = [CANDIDATES.empty_table()]
-    for ordinal, unit in enumerate(units):
-        start = 0
-        for rows in read_rows(unit, source, keep):
-            count = rows.num_rows
-            columns = [rows["doc_id"], pa.repeat(ordinal, count), pa.array(range(start, start + count), pa.int64())]
-            is_good = pc.and_(pc.is_null(rows["reason"]), pc.is_valid(rows["doc_id"]))
-            tables.append(pa.table(columns, schema=CANDIDATES).filter(is_good))
-            start += count
-    return later_occurrences(pa.concat_tables(tables))
 
 
 def later_occurrences(candidates: pa.Table) -> pa.Table:

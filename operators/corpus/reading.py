@@ -19,6 +19,7 @@ from operators.corpus.rows import ids_digest, make_rows, reject_positions, split
 from operators.corpus.source import Source
 from operators.work.fragment import Counts, Fragment, FragmentBatch, Unit
 
+DUPLICATE_ID = "duplicate_id"  # the reason of a row whose id another row had first
 IMAGE_BATCH_ROWS = 64  # rows read at a time where they hold images, of which 64 are some 10 MB
 
 
@@ -91,7 +92,7 @@ def _without_duplicates(rows: Iterator[pa.Table], positions: NDArray[np.int64]) 
     for table in rows:
         inside = positions[(positions >= start) & (positions < start + table.num_rows)] - start
         start += table.num_rows
-        yield reject_positions(table, inside, "duplicate_id", "the id came before; the first one is kept")
+        yield reject_positions(table, inside, DUPLICATE_ID, "the id came before; the first one is kept")
 
 
 def _metered(rows: Iterator[pa.Table], pace: Pace) -> Iterator[tuple[pa.Table, float]]:

@@ -134,6 +134,11 @@ class Source(BaseModel):
         return self
 
     @property
+    def checks_ids(self) -> bool:
+        """Whether a document's id may stand in one row alone."""
+        return self.id is not None and self.duplicates != "keep_all"
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """The paths as a tuple, whether one or many were given."""
         return (self.path,) if isinstance(self.path, str) else self.path

@@ -123,12 +123,16 @@ def _readable_record(location: Location) -> FragmentRecord | None:
 
 
 def whole_units(records: Iterable[FragmentRecord]) -> dict[str, tuple[FragmentRecord, ...]]:
-    """Units of which every part up to the last is there, by digest, with their records in order."""
-    parts: dict[str, dict[int, FragmentRecord]] = {}
+    """Units of which every part up to the last is there, by digest, with their records in order.
+
+    Parts that leave out other rows of their unit are parts of another whole.
+    """
+    parts: dict[tuple[str, str], dict[int, FragmentRecord]] = {}
     for record in records:
-        parts.setdefault(record.fragment.unit.digest, {})[record.fragment.part] = record
+        unit = record.fragment.unit
+        parts.setdefault((unit.digest, unit.left_out), {})[record.fragment.part] = record
     whole = {}
-    for digest, by_part in parts.items():
+    for (digest, _), by_part in parts.items():
         ordered = tuple(by_part[part] for part in sorted(by_part))
         if ordered[-1].fragment.last and len(ordered) == ordered[-1].fragment.part + 1:
             whole[digest] = ordered
@@ -142,7 +146,7 @@ def whole_files(records: Iterable[FragmentRecord], reading: str) -> dict[SourceF
     """
     by_file: dict[SourceFile, list[Unit]] = {}
     for fragments in whole_units(records).values():
-        unit = fragments[0].fragment.unit
+        unit = dataclasses.replace(fragments[0].fragment.unit, left_out="")
         if len(unit.extents) == 1 and Unit.of(unit.extents, reading) == unit:
             by_file.setdefault(unit.extents[0].file, []).append(unit)
     covered = {}
@@ -191,5 +195,6 @@ def _to_row(record: FragmentRecord) -> dict[str, object]:
 def _from_row(row: dict[str, Any]) -> FragmentRecord:
     sources: list[dict[str, Any]] = row["sources"]
     extents = tuple(Extent(SourceFile(s.pop("path"), s.pop("size"), s.pop("version")), **s) for s in sources)
-    fragment = Fragment(Unit(row["unit"], extents), row["part"], row["last"])
+    left_out = row["key"][len(f"{row['unit']}-{row['part']:05d}") :]  # "" or a name that begins with an x
+    fragment = Fragment(Unit(row["unit"], extents, left_out), row["part"], row["last"])
     return FragmentRecord(fragment=fragment, ids_digest=row["ids_digest"], **{name: row[name] for name in _NUMBERS})

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from json.encoder import encode_basestring_ascii as _quoted
 
 import pyarrow as pa
@@ -59,10 +59,16 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one read task opens; `digest` identifies the bytes it reads and how they are cut and interpreted."""
+    """What one read task opens; `digest` identifies the bytes it reads and how they are cut and interpreted.
+
+    `left_out` names the rows that are not to be embedded because rows of other units have their ids, "" where there are
+    none. What a fragment holds depends on them, so they are part of its key: a unit whose rows are the only ones left
+    with their ids is another one than it was.
+    """
 
     digest: str
     extents: tuple[Extent, ...]
+    left_out: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -76,6 +82,13 @@ class Unit:
         for extent in extents:
             digest.update(_as_json(extent).encode())
         return Unit(digest.hexdigest(), extents)
+
+    def leaving_out(self, positions: tuple[int, ...]) -> Unit:
+        """The same with these rows (0-based, ascending) left out for their ids."""
+        if not positions:
+            return replace(self, left_out="")
+        rows = ",".join(map(str, positions)).encode()
+        return replace(self, left_out="x" + hashlib.blake2b(rows, digest_size=6).hexdigest())
 
 
 def _as_json(extent: Extent) -> str:
@@ -97,8 +110,8 @@ class Fragment:
 
     @property
     def key(self) -> str:
-        """The fragment's name in storage: hex digits and a number, safe in any path."""
-        return f"{self.unit.digest}-{self.part:05d}"
+        """The fragment's name in storage: hex digits, a number and an x, safe in any path."""
+        return f"{self.unit.digest}-{self.part:05d}{self.unit.left_out}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +205,7 @@ def unit_from_dict(unit: dict[str, object]) -> Unit:
         Extent(SourceFile(**e["file"]), e["start"], e["end"], e["first_row"], e["share"])
         for e in unit["extents"]  # type: ignore[attr-defined]  # JSON has no static shape
     )
-    return Unit(str(unit["digest"]), extents)
+    return Unit(str(unit["digest"]), extents, str(unit.get("left_out", "")))
 
 
 def fragment_from_dict(fragment: dict[str, object]) -> Fragment:

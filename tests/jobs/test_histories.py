@@ -1,0 +1,91 @@
+"""Whatever happened to the source between the runs: the dataset holds each of its documents once, as a run anew would."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import jobs.embed
+from jobs.embedding import workers
+from jobs.embedding.in_process import InProcess, in_process
+from operators.embedder.factory import load_embedder
+from operators.storage import Location, locate
+from operators.store.snapshots import latest_snapshot
+from tests.jobs.running import rejected_of, run_job, vectors_of, write_config, write_jsonl
+
+HISTORIES = int(os.environ.get("EMBEDFLEET_HISTORIES", "40"))
+FILES = ("a", "b", "c")
+# What a file comes to hold: ids, each with the version of its text; None: there is no such file any more.
+contents = st.none() | st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=3)
+# One file changes before each run, and the run may die when all is written but its snapshot.
+steps = st.lists(st.tuples(st.sampled_from(FILES), contents, st.booleans()), min_size=2, max_size=6)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs take place in this process, whose model stays loaded."""
+
+    @contextmanager
+    def here(config: Any, spec: Any, dataset: Location, *_: Any) -> Iterator[InProcess]:
+        with in_process(config, spec, dataset) as place:
+            yield place
+
+    kept: dict[str, Any] = {}
+
+    def load_once(spec: Any, **_: Any) -> Any:
+        if spec.fingerprint not in kept:
+            kept[spec.fingerprint] = load_embedder(spec)
+        return kept[spec.fingerprint]
+
+    monkeypatch.setattr(jobs.embed, "_place", here)
+    monkeypatch.setattr(workers, "load_embedder", load_once)
+
+
+def rows_of(content: list[tuple[int, int]]) -> list[dict[str, str]]:
+    """The rows of a file: longer texts for higher ids, another last word for the other version."""
+    return [{"id": f"doc-{i}", "text": f"{'time ' * (i + 1)}{'people' if v else 'year'}"} for i, v in content]
+
+
+@pytest.mark.usefixtures("without_ray")
+@given(history=steps)
+@settings(
+    max_examples=HISTORIES, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_each_id_is_embedded_once_whatever_came_and_went(tiny_model: Path, history: list[Any]) -> None:
+    with TemporaryDirectory(prefix="embedfleet-histories-") as name:
+        folder = Path(name)
+        source = {"path": str(folder / "in"), "duplicates": "keep_first"}
+        config = write_config(
+            folder, tiny_model, source=source, gates={"max_rejected_fraction": 1.0}, output={"keep": []}
+        )
+        dataset = locate(str(folder / "vectors"))
+        files: dict[str, list[tuple[int, int]] | None] = {}
+        for changed, content, dies in history:
+            files[changed] = content
+            (folder / "in" / f"{changed}.jsonl").unlink(missing_ok=True)
+            if content is not None:
+                write_jsonl(folder / "in" / f"{changed}.jsonl", rows_of(content))
+            rows = [row for one in files.values() for row in rows_of(one or [])]
+            if not rows:
+                continue
+            named = {record.key: record.bytes for record in latest_snapshot(dataset).records}
+            number = latest_snapshot(dataset).number
+            assert run_job("embed", config) == 0
+            for key, size in named.items():
+                assert (folder / "vectors" / "data" / f"{key}.parquet").stat().st_size == size, "an old snapshot's file"
+            found = vectors_of(folder)
+            assert sorted(found["doc_id"].to_pylist()) == sorted({row["id"] for row in rows})
+            assert sum(record.rows for record in latest_snapshot(dataset).records) == len(rows)
+            assert len(rows) - found.num_rows == sum(record.rejected for record in latest_snapshot(dataset).records)
+            if dies and latest_snapshot(dataset).number > number:
+                (folder / "vectors" / "snapshots" / f"{latest_snapshot(dataset).number:08d}.parquet").unlink()
+            elif not dies:
+                assert set(rejected_of(folder).values()) <= {"duplicate_id"}
