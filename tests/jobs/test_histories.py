@@ -1,4 +1,4 @@
-"""Whatever happened to the source between the runs: the dataset holds each of its documents once, as a run anew would."""
+"""Whatever happened to the source between runs: the dataset holds each document once, as one made anew would."""
 
 from __future__ import annotations
 
