@@ -10,7 +10,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
-from jobs.command_line.config_keys import key_of, kinds_at, section_of
+from jobs.command_line.config_keys import TextKey, key_of, kinds_at, section_of, text_key
 from operators.errors import InputError
 from operators.storage import redact
 
@@ -45,14 +45,14 @@ def read_config(path: Path) -> dict[str, Any]:
 def check_config(model: type[Config], values: dict[str, Any], overrides: Iterable[str]) -> Config:
     """The checked config of these values with overrides on top; raises InputError as `load_config` does."""
     for override in overrides:
-        _apply(values, override)
+        _apply(model, values, override)
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
         raise InputError("\n".join(_explain(fault, model) for fault in _own_faults(error.errors()))) from None
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(model: type[BaseModel], values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"write overrides as dotted.key=value; one of {len(override)} characters has no key or no =")
@@ -63,14 +63,30 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(inner, (dict, list)):
             raise InputError(f"override of {key}: {name!r} is no section, it holds one value")
         at = inner
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:  # its text, and so the error's, may be a secret
-        raise InputError(f"override of {key}: the value is no YAML; quote it, as in {key}='\"...\"'") from None
+    value = _value(text_key(model, key.split(".")), text, key)
     if isinstance(at, list):
         at[_number(at, last, key)] = value
     else:
         at[last] = value
+
+
+def _value(key: TextKey | None, text: str, name: str) -> Any:
+    """The text as it stands where the key holds text, a YAML list of such where it holds a list, else YAML.
+
+    Only `null` is no text, where a key may be that.
+    """
+    if key is not None and key.is_nullable and text == "null":
+        return None
+    if key is not None and not key.is_list:
+        return text
+    try:
+        # the base loader knows no types: a list of texts may hold 2024, 0012 and no
+        value = yaml.safe_load(text) if key is None else yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError:  # its text, and so the error's, may be a secret
+        if key is not None and key.is_plain:
+            return text
+        raise InputError(f"override of {name}: the value is no YAML; quote it, as in {name}='\"...\"'") from None
+    return text if key is not None and key.is_plain and not isinstance(value, list) else value
 
 
 def _inner(at: dict[str, Any] | list[Any], name: str, key: str) -> Any:

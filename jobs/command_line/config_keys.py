@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -11,6 +12,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 Sections = tuple[type[BaseModel], ...]  # what a key may hold: one kind of section, or one of several
+
+
+@dataclass(frozen=True, slots=True)
+class TextKey:
+    """A key that holds text (`is_plain`), a list of texts (`is_list`) or either, and maybe nothing at all."""
+
+    is_nullable: bool
+    is_list: bool
+    is_plain: bool
 
 
 def help_lines(config: type[BaseModel]) -> Iterator[str]:
@@ -34,6 +44,47 @@ def kinds_at(config: type[BaseModel], path: Sequence[int | str]) -> tuple[str | 
     sections = _sections_at(config, path)
     kind = _discriminator(sections)
     return kind, [] if kind is None else [str(_kind(section, kind)) for section in sections]
+
+
+def text_key(config: type[BaseModel], path: Sequence[str]) -> TextKey | None:
+    """What a key takes that holds text, or a list of texts; None for every other key, and for one that is not there."""
+    annotations = [config]
+    for name in path:
+        annotations = [inner for one in annotations for inner in _inside(one, name)]
+    members = {member for one in annotations for member in _members(one)}
+    lists = {one for one in members if get_origin(one) in (tuple, list) and _is_text(get_args(one)[0])}
+    if not members - {NoneType} or not all(_is_text(one) or one in lists or one is NoneType for one in members):
+        return None
+    return TextKey(is_nullable=NoneType in members, is_list=bool(lists), is_plain=any(_is_text(one) for one in members))
+
+
+def _inside(annotation: Any, name: str) -> Iterator[Any]:
+    """The types of what a value of this type holds under a name, or at a place of a list."""
+    for member in _members(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            if name in member.model_fields:
+                yield member.model_fields[name].annotation
+        elif get_origin(member) is dict:
+            yield get_args(member)[1]
+        elif get_origin(member) in (tuple, list) and name.isdecimal():
+            yield get_args(member)[0]
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types that a value may have one of."""
+    if get_origin(annotation) is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for argument in get_args(annotation):
+            yield from _members(argument)
+    else:
+        yield annotation
+
+
+def _is_text(annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(annotation))
+    return annotation is str
 
 
 def _sections_at(config: type[BaseModel], path: Sequence[int | str]) -> Sections:

@@ -110,7 +110,7 @@ class ExplainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     index: str = Field(min_length=1, description="the output of an index job")
-    doc_id: str = Field(min_length=1, coerce_numbers_to_str=True, description="the document to look up")
+    doc_id: str = Field(min_length=1, description="the document to look up; in a config file in quotes")
     snapshot: int | None = Field(default=None, ge=1, description="snapshot of the index; null = the newest")
     storage_options: dict[str, Any] = Field(
         default_factory=dict, repr=False, description="fsspec options of the index and its embeddings, never stored"
