@@ -77,7 +77,7 @@ def _value(key: TextKey | None, text: str, name: str) -> Any:
     """
     if key is not None and key.is_nullable and text == "null":
         return None
-    if key is not None and not key.is_list:
+    if key is not None and (not key.is_list or (key.is_plain and not (text[:1] == "[" and text[-1:] == "]"))):
         return text
     try:
         # the base loader knows no types: a list of texts may hold 2024, 0012 and no

@@ -67,6 +67,14 @@ class Gates(BaseModel):
         description="rows of the latest snapshot that may leave because the source has them no more, as a fraction; "
         "above it nothing is published; 1 = any",
     )
+    max_unreadable_files: int = Field(
+        default=0, ge=0, description="files that broke before their end, as a cut .gz does: their last rows are lost"
+    )
+    max_lost_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="bytes of the source where nobody knows how many rows were lost: after a break, or an open quote",
+    )
 
 
 class Verification(BaseModel):

@@ -55,6 +55,14 @@ def check_gates(config: EmbedConfig, records: Sequence[FragmentRecord]) -> int:
             f"look into {config.output.path}/rejected: {rejected:,} of {rows:,} rows got no vector, more than "
             f"gates.max_rejected_fraction {config.gates.max_rejected_fraction:g} allows; the rest is in place"
         )
+    files, lost = sum(r.unreadable_files for r in records), sum(r.lost_bytes for r in records)
+    if files > config.gates.max_unreadable_files or lost > config.gates.max_lost_bytes:
+        raise GateMissed(
+            f"mend the files that {config.output.path}/rejected names and run again: {files:,} broke before their end "
+            f"and {lost:,} bytes are lost with an unknown number of rows, more than gates.max_unreadable_files "
+            f"{config.gates.max_unreadable_files} and gates.max_lost_bytes {config.gates.max_lost_bytes} allow; "
+            "the rest is in place"
+        )
     return 0
 
 
@@ -150,7 +158,17 @@ def stored_plan(dataset: Location) -> Estimate | None:
 
 
 def _dataset_counts(records: Sequence[FragmentRecord]) -> Counts:
-    names = ("rows", "rejected", "chunks", "tokens", "padding_tokens", "lost_tokens", "truncated")
+    names = (
+        "rows",
+        "rejected",
+        "chunks",
+        "tokens",
+        "padding_tokens",
+        "lost_tokens",
+        "truncated",
+        "unreadable_files",
+        "lost_bytes",
+    )
     return Counts(**{name: sum(getattr(record, name) for record in records) for name in names})
 
 

@@ -114,6 +114,8 @@ def _report_facts(report: RunReport) -> dict[str, str]:
         "fingerprint": report.fingerprint,
         "hardware": report.hardware + (f", {report.workers} workers" if report.workers is not None else ""),
         "vectors in the output": f"{report.dataset.chunks:,} of {report.dataset.rows:,} rows",
+        "files that broke before their end": f"{report.dataset.unreadable_files:,}",
+        "bytes that do not read": f"{report.dataset.lost_bytes:,}",
         "chunks cut": f"{counts.truncated:,} ({counts.lost_tokens:,} tokens lost)",
         "unknown words left out": f"{counts.unknown_tokens:,}",
         "worker deaths survived": f"{counts.deaths:,}",

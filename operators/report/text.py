@@ -54,6 +54,11 @@ def summary_text(report: RunReport, next_steps: Sequence[str] = ()) -> str:
         f"  embedded      {embedded:,} rows as {counts.chunks:,} vectors, {counts.tokens:,} tokens",
         f"  rejected      {counts.rejected:,}{_reasons(report)}",
     ]
+    if report.dataset.unreadable_files or report.dataset.lost_bytes:
+        lines.append(
+            f"  lost          {report.dataset.unreadable_files:,} files broke before their end and "
+            f"{report.dataset.lost_bytes:,} bytes do not read: see rejected/ of the output"
+        )
     if counts.lost_tokens:
         cut = percent(counts.lost_tokens / (counts.lost_tokens + counts.tokens))
         lines.append(f"  cut off       {count(counts.lost_tokens)} tokens ({cut}) of {counts.truncated:,} chunks")

@@ -42,6 +42,8 @@ class FragmentRecord:
     truncated: int
     bytes: int
     ids_digest: str
+    unreadable_files: int = 0
+    lost_bytes: int = 0
 
     @property
     def key(self) -> str:

@@ -35,9 +35,10 @@ _EXTENT = pa.struct(
     ]
 )
 _NUMBERS = ("rows", "chunks", "rejected", "tokens", "padding_tokens", "lost_tokens", "truncated", "bytes")
+_LOSSES = ("unreadable_files", "lost_bytes")  # not in the first snapshots, which read as without any
 SNAPSHOT_SCHEMA = pa.schema(
     [("key", pa.string()), ("path", pa.string())]
-    + [(name, pa.int64()) for name in _NUMBERS]
+    + [(name, pa.int64()) for name in (*_NUMBERS, *_LOSSES)]
     + [
         ("sources", pa.list_(_EXTENT)),
         ("ids_digest", pa.string()),
@@ -183,7 +184,7 @@ def _to_row(record: FragmentRecord) -> dict[str, object]:
     return {
         "key": record.key,
         "path": f"data/{record.key}.parquet",
-        **{name: getattr(record, name) for name in _NUMBERS},
+        **{name: getattr(record, name) for name in (*_NUMBERS, *_LOSSES)},
         "sources": extents,
         "ids_digest": record.ids_digest,
         "unit": record.fragment.unit.digest,
@@ -197,4 +198,5 @@ def _from_row(row: dict[str, Any]) -> FragmentRecord:
     extents = tuple(Extent(SourceFile(s.pop("path"), s.pop("size"), s.pop("version")), **s) for s in sources)
     left_out = row["key"][len(f"{row['unit']}-{row['part']:05d}") :]  # "" or a name that begins with an x
     fragment = Fragment(Unit(row["unit"], extents, left_out), row["part"], row["last"])
-    return FragmentRecord(fragment=fragment, ids_digest=row["ids_digest"], **{name: row[name] for name in _NUMBERS})
+    numbers = {name: row[name] for name in _NUMBERS} | {name: row.get(name, 0) for name in _LOSSES}
+    return FragmentRecord(fragment=fragment, ids_digest=row["ids_digest"], **numbers)

@@ -123,6 +123,8 @@ class Counts:
     chunks: int = 0  # vectors written
     tokens: int = 0  # tokens the model read, special tokens and prompts included, padding not
     padding_tokens: int = 0
+    unreadable_files: int = 0  # that broke before their end; files count where they broke
+    lost_bytes: int = 0  # of the source, where one rejected row stands for nobody knows how many
     lost_tokens: int = 0  # cut off by truncation; an estimate for documents cut before tokenizing
     truncated: int = 0  # chunks that were cut
     unknown_tokens: int = 0  # words that a static embedder has no vector for

@@ -125,8 +125,11 @@ def test_bad_rows_are_rejected_one_by_one_and_nothing_else_is_lost(tmp_path: Pat
     pq.write_table(pa.table({"id": [100, 101], "text": ["one", "two"]}), source / "d.parquet")
     pq.write_table(pa.table({"id": ["only-id"], "body": ["no text column"]}), source / "e.parquet")
     (source / "f.csv").write_text('id,text\ncsv1,"a, b"\ncsv2,too,many\ncsv3,c\n')
-    config = write_config(tmp_path, tiny_model, source={"path": str(source)}, gates={"max_rejected_fraction": 1.0})
-    assert run_job("embed", config) == 0
+    gates = {"max_rejected_fraction": 1.0}
+    config = write_config(tmp_path, tiny_model, source={"path": str(source)}, gates=gates)
+    assert run_job("embed", config) == 3  # two files are broken, which no config allows by itself
+    assert run_job("embed", config, "gates.max_unreadable_files=2") == 3  # all of c.parquet is lost
+    assert run_job("embed", config, "gates.max_unreadable_files=2", "gates.max_lost_bytes=28") == 0
     ids = set(vectors_of(tmp_path)["doc_id"].to_pylist())
     rejected = rejected_of(tmp_path)
     assert {"good", "7", '../a/"b" \U0001f600', "controls", "100", "101", "csv1", "csv3"} <= ids

@@ -32,7 +32,7 @@ def read_extent(extent: Extent, source: Source, columns: Columns, pace: Pace | N
     assert described is not None, "the listing leaves out files without a format"
     kind, compression = described
     location = locate(extent.file.path, source.storage_options)
-    next_row = max(extent.first_row, 0)
+    next_row, before = max(extent.first_row, 0), pace.bytes_read
     try:
         if kind == "parquet":
             tables = read_parquet(location, extent, columns, pace)
@@ -50,4 +50,6 @@ def read_extent(extent: Extent, source: Source, columns: Columns, pace: Pace | N
                 yield table
     except READ_FAULTS as error:
         raise_if_about_the_run(error, location)
+        pace.unreadable_files += 1
+        pace.lost_bytes += max(0, round(extent.file.size * extent.share - (pace.bytes_read - before)))
         yield bad_rows([next_row], "unreadable_file", f"reading stopped here: {one_line(error)}")

@@ -26,12 +26,13 @@ def read_csv(
         text = io.TextIOWrapper(
             decompressed(metered(raw, pace), compression), "utf-8-sig", errors="surrogateescape", newline=""
         )
-        reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tab else csv.reader(text, strict=True)
+        lines = _Lines(text)
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tab else csv.reader(lines, strict=True)
         header = next((record for record in reader if record), None)
         if header is None:
             return
         positions = {name: header.index(name) for name in columns.names if name in header}
-        records, row = _records(reader), 0
+        records, row = _records(reader, lines, len(header), pace), 0
         while True:
             batch, fault = _take(records, pace.batch_rows)
             if batch:
@@ -53,17 +54,45 @@ def _take(records: Iterator[list[str] | csv.Error], count: int) -> tuple[list[li
     return batch, None
 
 
-def _records(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
-    """Records, blank lines left out; a record that does not parse comes as its error."""
+class _Lines:
+    """The lines of a text, with the characters of those given since a record began beyond its first line."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self.begin_record()
+
+    def begin_record(self) -> None:
+        """Count from here."""
+        self._is_first, self.swallowed = True, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._text)
+        self.swallowed += 0 if self._is_first else len(line)
+        self._is_first = False
+        return line
+
+
+def _records(reader: Iterator[list[str]], lines: _Lines, width: int, pace: Pace) -> Iterator[list[str] | csv.Error]:
+    """Records, blank lines left out; a record that does not parse comes as its error.
+
+    A bad one that goes on over several lines, as behind a quote that nothing closes, has taken rows with it: they are
+    lost.
+    """
     while True:
+        lines.begin_record()
         try:
             record = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield error
+            pace.lost_bytes += lines.swallowed
+            yield csv.Error(f"{error}; {lines.swallowed:,} more characters went with it") if lines.swallowed else error
             continue
         if record:
+            pace.lost_bytes += lines.swallowed if len(record) != width else 0
             yield record
 
 

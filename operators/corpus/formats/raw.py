@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,7 +15,15 @@ from operators.storage import Location
 
 # What a broken or unreadable file raises: Arrow's errors, a bad gzip or zstd stream, text that is not UTF-8.
 # InputError (access denied, bucket gone) is not among them: that concerns the run, not the file.
-READ_FAULTS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, csv.Error, UnicodeDecodeError)
+READ_FAULTS = (
+    pa.ArrowInvalid,
+    pa.ArrowNotImplementedError,
+    OSError,
+    EOFError,
+    zlib.error,
+    csv.Error,
+    UnicodeDecodeError,
+)
 
 
 @dataclass(frozen=True, slots=True)
