@@ -20,6 +20,7 @@ from operators.corpus.source import Source, format_of
 from operators.errors import InputError
 from operators.storage import locate, open_input
 from operators.work.fragment import SourceFile
+from operators.work.names import check_kept
 
 _HEAD_BYTES = 1 << 20
 _LONGEST_LINE = 64 << 20  # a first line up to here is read to its end
@@ -33,9 +34,7 @@ def inspect_source(files: Iterable[SourceFile], source: Source, keep: tuple[str,
 
     Raises InputError naming the missing column and those that there are, or a column of the wrong type.
     """
-    reserved = [name for name in keep if name in _OUTPUT_COLUMNS]
-    if reserved:
-        raise InputError(f"take {reserved[0]!r} out of output.keep: the output has a column of that name of its own")
+    check_kept(keep)
     for file in itertools.islice(files, _FILES_TO_TRY):
         try:
             head = head_schema(file, source)
@@ -44,21 +43,6 @@ def inspect_source(files: Iterable[SourceFile], source: Source, keep: tuple[str,
         if head is not None and len(head):
             return _check(head, file, source, keep)
     return pa.schema([(name, pa.string()) for name in keep])
-
-
-_EMBEDDING_COLUMNS = (
-    "doc_id",
-    "chunk",
-    "text_hash",
-    "num_tokens",
-    "truncated",
-    "embedding",
-    "sparse_indices",
-    "sparse_weights",
-    "input_ids",
-    "pixels",
-)
-_OUTPUT_COLUMNS = frozenset((*_EMBEDDING_COLUMNS, "char_start", "char_end", "source_path", "source_row"))
 
 
 def _check(head: pa.Schema, file: SourceFile, source: Source, keep: tuple[str, ...]) -> pa.Schema:

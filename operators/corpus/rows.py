@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from operators.corpus.images import image_column
 from operators.corpus.source import Source, fill_template, format_of, template_fields
 from operators.work.fragment import REJECTED_SCHEMA
+from operators.work.names import RAW_MESSAGE, RAW_REASON, RAW_ROW
 
 FIXED_COLUMNS = ("doc_id", "source_path", "source_row", "text")
 
@@ -24,12 +25,12 @@ FIXED_COLUMNS = ("doc_id", "source_path", "source_row", "text")
 def make_rows(raw: pa.Table, path: str, source: Source, keep: pa.Schema) -> pa.Table:
     """Rows of one file from its raw columns.
 
-    `raw` holds `source_row` (int64), optionally `reason` and `message` of rows already found bad by the reader, and
-    the source's columns. Returns doc_id, source_path, source_row, text, reason, message, `image` where the source has
-    images (`operators.corpus.images.IMAGE_TYPE`), and the kept columns.
+    `raw` holds `RAW_ROW` (int64), optionally `RAW_REASON` and `RAW_MESSAGE` of rows already found bad by the reader,
+    and the source's columns. Returns doc_id, source_path, source_row, text, reason, message, `image` where the source
+    has images (`operators.corpus.images.IMAGE_TYPE`), and the kept columns.
     """
     num_rows = raw.num_rows
-    reasons = Reasons(raw)
+    reasons = Reasons(raw, RAW_REASON, RAW_MESSAGE)
     missing = [c for c in (*source.content_columns, *([source.id] if source.id else [])) if c not in raw.column_names]
     if missing:
         reasons.mark(np.ones(num_rows, bool), "missing_column", f"the file has no column {missing[0]!r}")
@@ -38,7 +39,7 @@ def make_rows(raw: pa.Table, path: str, source: Source, keep: pa.Schema) -> pa.T
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "doc_id": doc_id,
         "source_path": pa.array([path] * num_rows, pa.string()),
-        "source_row": raw["source_row"].cast(pa.int64()),
+        "source_row": raw[RAW_ROW].cast(pa.int64()),
         "text": text,
         "reason": reasons.reason_array(),
         "message": reasons.message_array(),
@@ -88,13 +89,13 @@ def ids_digest(rows: pa.Table) -> str:
 class Reasons:
     """The first reason found for each row; later ones do not replace it."""
 
-    def __init__(self, raw: pa.Table) -> None:
-        names = raw.column_names
+    def __init__(self, rows: pa.Table, reason: str = "reason", message: str = "message") -> None:
+        names = rows.column_names
         self.reason: NDArray[np.object_] = (
-            np.array(raw["reason"].to_pylist(), object) if "reason" in names else np.full(raw.num_rows, None, object)
+            np.array(rows[reason].to_pylist(), object) if reason in names else np.full(rows.num_rows, None, object)
         )
         self.message: NDArray[np.object_] = (
-            np.array(raw["message"].to_pylist(), object) if "message" in names else np.full(raw.num_rows, None, object)
+            np.array(rows[message].to_pylist(), object) if message in names else np.full(rows.num_rows, None, object)
         )
 
     def mark(self, mask: NDArray[np.bool_], reason: str, message: str | Sequence[str]) -> None:
@@ -115,7 +116,7 @@ def _document_ids(raw: pa.Table, path: str, source: Source, reasons: Reasons) ->
     if source.id is None and format_of(path, source.format) == ("image", None):
         return pa.array([path] * raw.num_rows, pa.string())
     if source.id is None:
-        return pc.binary_join_element_wise(path, pc.cast(raw["source_row"], pa.string()), "#").combine_chunks()
+        return pc.binary_join_element_wise(path, pc.cast(raw[RAW_ROW], pa.string()), "#").combine_chunks()
     if source.id not in raw.column_names:
         return pa.nulls(raw.num_rows, pa.string())
     column = one_chunk(raw[source.id])

@@ -22,6 +22,7 @@ from operators.index.list_costs import finer_store
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, Settings, read_index
 from operators.index.vectors import VECTORS_AT_ONCE, Vectors
 from operators.storage import Location, locate
+from operators.work.names import RESULTS
 
 RESULT_COLUMNS = ("doc_id", "chunk")
 RRF = Fusion()
@@ -203,6 +204,8 @@ def sparse_queries(given: Any, num_ids: int) -> SparseVectors:
 def check_columns(columns: Sequence[str], there: Sequence[str]) -> None:
     """Raise InputError for a column that the id maps do not have."""
     for name in columns:
+        if name in RESULTS:
+            raise InputError(f"take {name!r} out of columns: results have a column of that name of their own")
         if name not in there:
             raise InputError(f"choose other columns: the index has no {name!r}, it has {', '.join(there)}")
 

@@ -1,8 +1,9 @@
 """Read one file's rows, format by format, as Arrow tables of raw columns.
 
-Each reader yields tables with `source_row` (0-based in the file) and the wanted columns, plus `reason` and `message`
-for rows that it found bad. A file that breaks in the middle keeps the rows before the break; the break itself is a
-rejected row. Memory is bounded by one block (4 MiB, or the longest line) or one Parquet batch.
+Each reader yields tables with the wanted columns, the 0-based row in the file and, for rows that it found bad, reason
+and message, under names that are ours alone (operators.work.names). A file that breaks in the middle keeps the rows
+before the break; the break itself is a rejected row. Memory is bounded by one block (4 MiB, or the longest line) or one
+Parquet batch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from operators.corpus.formats.textfile import read_text
 from operators.corpus.source import Source, format_of
 from operators.storage import locate
 from operators.work.fragment import Extent
+from operators.work.names import RAW_ROW
 
 __all__ = ["READ_FAULTS", "Columns", "Pace", "read_extent"]
 
@@ -46,7 +48,7 @@ def read_extent(extent: Extent, source: Source, columns: Columns, pace: Pace | N
             tables = read_csv(location, compression, columns, pace, tab=kind == "tsv")
         for table in tables:
             if table.num_rows:
-                next_row = table["source_row"][-1].as_py() + 1
+                next_row = table[RAW_ROW][-1].as_py() + 1
                 yield table
     except READ_FAULTS as error:
         raise_if_about_the_run(error, location)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from operators.corpus.formats.raw import READ_FAULTS, Columns, one_line
 from operators.corpus.formats.streams import Pace, decompressed, metered
 from operators.storage import Location, open_input
+from operators.work.names import RAW_MESSAGE, RAW_REASON, RAW_ROW
 
 
 def read_csv(
@@ -115,8 +116,8 @@ def _csv_table(batch: list[list[str] | csv.Error], row: int, width: int, positio
             else:
                 reasons[number] = "invalid_utf8"
                 messages[number] = f"column {name!r} is not valid UTF-8"
-    table = {"source_row": pa.array(np.arange(row, row + len(batch), dtype=np.int64))}
-    table |= {"reason": pa.array(reasons, pa.string()), "message": pa.array(messages, pa.string())}
+    table = {RAW_ROW: pa.array(np.arange(row, row + len(batch), dtype=np.int64))}
+    table |= {RAW_REASON: pa.array(reasons, pa.string()), RAW_MESSAGE: pa.array(messages, pa.string())}
     return pa.table(table | {name: pa.array(column, pa.string()) for name, column in values.items()})
 
 

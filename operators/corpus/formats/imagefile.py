@@ -11,6 +11,7 @@ from operators.corpus.formats.streams import Pace, metered
 from operators.corpus.images import MAX_IMAGE_BYTES
 from operators.storage import Location, open_input
 from operators.work.fragment import Extent
+from operators.work.names import RAW_ROW
 
 IMAGE_FILE_SCHEMA = pa.schema([("path", pa.string()), ("name", pa.string()), ("image", pa.binary())])
 
@@ -23,7 +24,7 @@ def read_image(location: Location, extent: Extent, columns: Columns, pace: Pace)
     with open_input(location) as raw:
         content = metered(raw, pace).read()
     values = {"path": location.url, "name": location.name, "image": content}
-    table = {"source_row": pa.array([0], pa.int64())}
+    table = {RAW_ROW: pa.array([0], pa.int64())}
     for field in IMAGE_FILE_SCHEMA:
         if field.name in columns.names:
             table[field.name] = pa.array([values[field.name]], field.type)

@@ -20,6 +20,7 @@ from operators.corpus.formats.raw import Columns, one_line
 from operators.corpus.formats.streams import BLOCK_BYTES, Pace, decompressed, metered
 from operators.storage import Location, open_input
 from operators.work.fragment import Extent
+from operators.work.names import RAW_MESSAGE, RAW_REASON, RAW_ROW
 
 
 def read_jsonl(
@@ -38,7 +39,7 @@ def read_jsonl(
             numbers = offset + starts if extent.first_row < 0 else np.arange(row, row + len(starts), dtype=np.int64)
             table, id_type = _parse_block(block, len(starts), columns, id_type)
             if table is not None:
-                yield table.append_column("source_row", pa.array(numbers, pa.int64()))
+                yield table.append_column(RAW_ROW, pa.array(numbers, pa.int64()))
             else:
                 yield from _parse_lines(block, numbers, columns)
             row += len(starts)
@@ -142,8 +143,8 @@ def _parse_lines(block: bytes, numbers: NDArray[np.int64], columns: Columns) -> 
         messages.append(message)
         for name, column in values.items():
             column.append(record.get(name))
-    table = {"source_row": pa.array(rows, pa.int64())}
-    table |= {"reason": pa.array(reasons, pa.string()), "message": pa.array(messages, pa.string())}
+    table = {RAW_ROW: pa.array(rows, pa.int64())}
+    table |= {RAW_REASON: pa.array(reasons, pa.string()), RAW_MESSAGE: pa.array(messages, pa.string())}
     for name, column in values.items():
         is_kept_only = name not in columns.text and name != columns.id
         kind = columns.keep.field(name).type if is_kept_only else pa.string()

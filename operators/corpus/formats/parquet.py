@@ -12,6 +12,7 @@ from operators.corpus.formats.raw import READ_FAULTS, Columns, bad_rows, one_lin
 from operators.corpus.formats.streams import Pace
 from operators.storage import Location, open_input
 from operators.work.fragment import Extent
+from operators.work.names import RAW_ROW
 
 
 def read_parquet(location: Location, extent: Extent, columns: Columns, pace: Pace) -> Iterator[pa.Table]:
@@ -29,7 +30,7 @@ def read_parquet(location: Location, extent: Extent, columns: Columns, pace: Pac
                     numbers = pa.array(np.arange(row + done, row + done + batch.num_rows, dtype=np.int64))
                     done += batch.num_rows
                     pace.bytes_read += extent.file.size * batch.num_rows / file.metadata.num_rows
-                    yield pa.Table.from_batches([batch]).append_column("source_row", numbers)
+                    yield pa.Table.from_batches([batch]).append_column(RAW_ROW, numbers)
             except READ_FAULTS as error:
                 raise_if_about_the_run(error, location)
                 lost = range(row + done, row + group_rows)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from operators.corpus.source import Source
 from operators.errors import InputError
 from operators.storage import Location
+from operators.work.names import RAW_MESSAGE, RAW_REASON, RAW_ROW
 
 # What a broken or unreadable file raises: Arrow's errors, a bad gzip or zstd stream, text that is not UTF-8.
 # InputError (access denied, bucket gone) is not among them: that concerns the run, not the file.
@@ -64,9 +65,9 @@ def bad_rows(rows: Iterable[int], reason: str, message: str) -> pa.Table:
     count = len(source_row)
     return pa.table(
         {
-            "source_row": source_row,
-            "reason": pa.array([reason] * count, pa.string()),
-            "message": pa.array([message] * count, pa.string()),
+            RAW_ROW: source_row,
+            RAW_REASON: pa.array([reason] * count, pa.string()),
+            RAW_MESSAGE: pa.array([message] * count, pa.string()),
         }
     )
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 from operators.corpus.formats.raw import Columns, bad_rows
 from operators.corpus.formats.streams import Pace, decompressed, metered
 from operators.storage import Location, open_input
+from operators.work.names import RAW_ROW
 
 
 def read_text(location: Location, compression: str | None, columns: Columns, pace: Pace) -> Iterator[pa.Table]:
@@ -21,6 +22,6 @@ def read_text(location: Location, compression: str | None, columns: Columns, pac
         yield bad_rows([0], "invalid_utf8", f"the file is not valid UTF-8 at byte {error.start}")
         return
     values = {"path": location.url, "name": location.name, "text": text}
-    table = {"source_row": pa.array([0], pa.int64())}
+    table = {RAW_ROW: pa.array([0], pa.int64())}
     table |= {name: pa.array([values[name]], pa.string()) for name in columns.names if name in values}
     yield pa.table(table)

@@ -29,6 +29,7 @@ from operators.training.data.candidates import (
 )
 from operators.training.data.counts import RowCounts
 from operators.training.data.mixing import key_of
+from operators.work.names import RAW_MESSAGE, RAW_REASON, RAW_ROW
 
 ROW_SCHEMA = pa.schema(
     [
@@ -52,7 +53,7 @@ class Cleaned:
 def clean(raw: pa.Table, path: str, training_set: TrainingSet, seed: int) -> Cleaned:
     """Rows from the columns that a reader of `operators.corpus.formats` gave for a file."""
     exploded = _row_per_positive(raw, training_set)
-    findings = Findings(Reasons(exploded))
+    findings = Findings(Reasons(exploded, RAW_REASON, RAW_MESSAGE))
     missing = [name for name in training_set.wanted if name not in exploded.column_names]
     if missing:
         findings.skip(np.ones(exploded.num_rows, bool), "missing_column", f"the file has no column {missing[0]!r}")
@@ -225,7 +226,7 @@ def _offsets(num_rows: int, count: int) -> pa.Array:
 def _counts(raw: pa.Table, exploded: pa.Table, path: str, kept: int, findings: Findings) -> RowCounts:
     skipped: Counter[str] = Counter()
     examples: dict[str, tuple[str, ...]] = {}
-    numbers = exploded["source_row"].to_pylist()
+    numbers = exploded[RAW_ROW].to_pylist()
     for number, reason, message in zip(numbers, findings.reasons.reason, findings.reasons.message, strict=True):
         if reason is not None:
             skipped[reason] += 1

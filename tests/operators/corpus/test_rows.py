@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from operators.corpus.rows import make_rows, split_rejected
 from operators.corpus.source import Source, template_fields
+from operators.work.names import RAW_MESSAGE, RAW_REASON, RAW_ROW
 
 
 def rows(columns: dict[str, Any], keep: pa.Schema | None = None, **source: Any) -> list[dict[str, Any]]:
     """`make_rows` on plain lists or Arrow arrays."""
     arrays = {name: column if isinstance(column, pa.Array) else pa.array(column) for name, column in columns.items()}
     size = len(next(iter(arrays.values())))
-    raw = pa.table({"source_row": pa.array(range(size), pa.int64()), **arrays})
+    raw = pa.table({RAW_ROW: pa.array(range(size), pa.int64()), **arrays})
     made = make_rows(raw, "/corpus/a", Source(path="/corpus", **source), keep or pa.schema([]))
     good, rejected = split_rejected(made)
     assert good.num_rows + rejected.num_rows == size
@@ -101,7 +102,7 @@ def test_columns_of_another_type_reject_their_rows(column: str, values: list[obj
 
 def test_the_first_reason_stays() -> None:
     columns = {"text": [None, "t", " "], "id": ["", "b", "c"]}
-    columns |= {"reason": [None, "malformed_json", None], "message": [None, "at 3", None]}
+    columns |= {RAW_REASON: [None, "malformed_json", None], RAW_MESSAGE: [None, "at 3", None]}
     made = rows(columns, id="id")
     assert [row["reason"] for row in made] == ["missing_id", "malformed_json", "blank_text"]
     assert made[1]["message"] == "at 3"
