@@ -20,7 +20,6 @@ from operators.errors import InputError
 from operators.storage import Location
 from operators.store.dataset import Identity, check_identity, encode_schema, read_identity
 from operators.work.fragment import SourceFile
-from operators.work.names import check_kept
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "models"
 _FILES_TO_INSPECT = 8
@@ -44,7 +43,6 @@ def identify(
         check_identity(dataset, present, wanted)
         return present, files
     head = list(itertools.islice(files, _FILES_TO_INSPECT))
-    check_kept(config.output.keep)
     keep = inspect_source(head, config.source, config.output.keep)
     wanted = _identity(config, spec, encode_schema(keep), pack_below_bytes)
     files = itertools.chain(head, files)

@@ -20,6 +20,7 @@ from operators.corpus.source import Source, format_of
 from operators.errors import InputError
 from operators.storage import locate, open_input
 from operators.work.fragment import SourceFile
+from operators.work.names import check_kept
 
 _HEAD_BYTES = 1 << 20
 _LONGEST_LINE = 64 << 20  # a first line up to here is read to its end
@@ -33,6 +34,7 @@ def inspect_source(files: Iterable[SourceFile], source: Source, keep: tuple[str,
 
     Raises InputError naming the missing column and those that there are, or a column of the wrong type.
     """
+    check_kept(keep)
     for file in itertools.islice(files, _FILES_TO_TRY):
         try:
             head = head_schema(file, source)

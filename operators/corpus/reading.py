@@ -43,16 +43,19 @@ def read_fragments(
     unreadable_files = lost_bytes = 0  # entered already
     for part, (table, last, source_bytes) in enumerate(cuts):
         # What broke since the cut before: the same in every run, since every run reads the unit the same way.
-        loss = {
-            "unreadable_files": pace.unreadable_files - unreadable_files,
-            "lost_bytes": pace.lost_bytes - lost_bytes,
-        }
+        broken, lost = pace.unreadable_files - unreadable_files, pace.lost_bytes - lost_bytes
         unreadable_files, lost_bytes = pace.unreadable_files, pace.lost_bytes
         if part in skip_parts:
             started = time.perf_counter()
             continue
         good, rejected = split_rejected(table)
-        counts = Counts(rows=table.num_rows, rejected=rejected.num_rows, source_bytes=round(source_bytes), **loss)
+        counts = Counts(
+            rows=table.num_rows,
+            rejected=rejected.num_rows,
+            source_bytes=round(source_bytes),
+            unreadable_files=broken,
+            lost_bytes=lost,
+        )
         batch = FragmentBatch(Fragment(unit, part, last), good, rejected, counts, ids_digest(table))
         yield batch.spent("read", time.perf_counter() - started)
         started = time.perf_counter()
