@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -53,11 +53,12 @@ def test_report_of_a_later_version_with_more_keys_is_read() -> None:
 
 
 def test_sum_of_counts_adds_every_field() -> None:
-    one = Counts(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11.0, {"read": 1.0, "embed": 2.0}, (1, 2))
-    other = Counts(10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110.0, {"embed": 0.5}, (0, 1, 5))
-    assert sum_counts([one, Counts(), other]) == Counts(
-        11, 22, 33, 44, 55, 66, 77, 88, 99, 110, 121.0, {"read": 1.0, "embed": 2.5}, (1, 3, 5)
-    )
+    names = [field.name for field in fields(Counts) if field.name not in ("seconds", "lengths")]
+    first, second = ({name: times * (place + 1) for place, name in enumerate(names)} for times in (1, 10))
+    one = Counts(**first, seconds={"read": 1.0, "embed": 2.0}, lengths=(1, 2))
+    other = Counts(**second, seconds={"embed": 0.5}, lengths=(0, 1, 5))
+    both = {name: first[name] + second[name] for name in names}
+    assert sum_counts([one, Counts(), other]) == Counts(**both, seconds={"read": 1.0, "embed": 2.5}, lengths=(1, 3, 5))
     assert sum_counts([]) == Counts()
 
 
