@@ -62,9 +62,9 @@ def _origin_lines(dataset: Location, identity: Identity | None, origin: Origin) 
         config = document_config(dataset)
     except InputError:
         return
-    text = text_of(config, identity.keep, origin) if identity is not None else None
-    if text is not None:
-        yield f"text      {snippet(text, _TEXT)}"
+    if identity is not None:
+        found = text_of(config, identity.keep, origin)
+        yield f"text      {snippet(found.text, _TEXT) if found.text is not None else found.missing}"
 
 
 def _index_lines(index: Index) -> Iterator[str]:

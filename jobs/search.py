@@ -13,7 +13,7 @@ import logging
 
 from cluster.session import connect
 from jobs.embedding.queries import QueryEmbedder, document_config, query_spec
-from jobs.indexing.origin import origins_of, snippet, text_of
+from jobs.indexing.origin import SourceText, origins_of, snippet, text_of
 from jobs.searching.config import SearchConfig as Config
 from jobs.searching.config import mode_of
 from operators.errors import InputError
@@ -73,15 +73,18 @@ def _chunk(number: int) -> str:
 
 
 def _texts(config: Config, index: Index, rows: list[dict[str, object]]) -> list[str]:
-    """The beginning of each result's text, empty where the source cannot be read."""
+    """The beginning of each result's text, or why there is none; empty where the embeddings are gone."""
     dataset = locate(index.identity.embeddings, config.storage_options)
     identity = read_identity(dataset)
     if identity is None:
         return [""] * len(rows)
     embedded = document_config(dataset)
     origins = origins_of(dataset, index.snapshot, rows)
-    texts = [text_of(embedded, identity.keep, origin) if origin is not None else None for origin in origins]
-    return [snippet(text, _TEXT) if text else "" for text in texts]
+    return [_shown(text_of(embedded, identity.keep, origin)) if origin is not None else "" for origin in origins]
+
+
+def _shown(found: SourceText) -> str:
+    return snippet(found.text, _TEXT) if found.text is not None else f"(text {found.missing})"
 
 
 def _search_many(config: Config) -> int:

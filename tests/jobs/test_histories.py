@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,11 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import jobs.embed
-from jobs.embedding import workers
-from jobs.embedding.in_process import InProcess, in_process
-from operators.embedder.factory import load_embedder
-from operators.storage import Location, locate
+from operators.storage import locate
 from operators.store.snapshots import latest_snapshot
 from tests.jobs.running import rejected_of, run_job, vectors_of, write_config, write_jsonl
 
@@ -27,26 +21,6 @@ FILES = ("a", "b", "c")
 contents = st.none() | st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=3)
 # One file changes before each run, and the run may die when all is written but its snapshot.
 steps = st.lists(st.tuples(st.sampled_from(FILES), contents, st.booleans()), min_size=2, max_size=6)
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs take place in this process, whose model stays loaded."""
-
-    @contextmanager
-    def here(config: Any, spec: Any, dataset: Location, *_: Any) -> Iterator[InProcess]:
-        with in_process(config, spec, dataset) as place:
-            yield place
-
-    kept: dict[str, Any] = {}
-
-    def load_once(spec: Any, **_: Any) -> Any:
-        if spec.fingerprint not in kept:
-            kept[spec.fingerprint] = load_embedder(spec)
-        return kept[spec.fingerprint]
-
-    monkeypatch.setattr(jobs.embed, "_place", here)
-    monkeypatch.setattr(workers, "load_embedder", load_once)
 
 
 def rows_of(content: list[tuple[int, int]]) -> list[dict[str, str]]:
