@@ -12,7 +12,7 @@ import pytest
 import ray.data  # noqa: F401
 
 import jobs.embed
-from jobs.embedding import workers
+from jobs.embedding import outcome, workers
 from jobs.embedding.in_process import InProcess, in_process
 from operators.embedder.factory import load_embedder
 from operators.storage import Location
@@ -35,4 +35,5 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         return kept[spec.fingerprint]
 
     monkeypatch.setattr(jobs.embed, "_place", here)
+    monkeypatch.setattr(outcome, "report_page", lambda _: "")  # half a second of plots a run
     monkeypatch.setattr(workers, "load_embedder", load_once)

@@ -27,7 +27,7 @@ def test_keep_first_rejects_the_later_ones_and_verifies(tmp_path: Path, tiny_mod
         tmp_path,
         tiny_model,
         source={"path": str(tmp_path / "in"), "duplicates": "keep_first"},
-        gates={"max_rejected_fraction": 1.0},
+        gates={"max_rejected_fraction": 1.0, "max_dropped_fraction": 1.0},
     )
     assert run_job("embed", config) == 0
     ids = vectors_of(tmp_path)["doc_id"].to_pylist()
@@ -49,7 +49,9 @@ def test_keep_first_rejects_the_later_ones_and_verifies(tmp_path: Path, tiny_mod
 def test_a_row_comes_back_when_the_one_that_had_its_id_goes(tmp_path: Path, tiny_model: Path) -> None:
     """And only its unit is embedded again; what an earlier snapshot names stays as it was."""
     source = {"path": str(tmp_path / "in"), "duplicates": "keep_first"}
-    config = write_config(tmp_path, tiny_model, source=source, gates={"max_rejected_fraction": 1.0})
+    config = write_config(
+        tmp_path, tiny_model, source=source, gates={"max_rejected_fraction": 1.0, "max_dropped_fraction": 1.0}
+    )
     inside = tmp_path / "in"
     write_jsonl(inside / "a.jsonl", documents(10))
     write_jsonl(inside / "b.jsonl", documents(10, start=10))
@@ -80,7 +82,9 @@ def test_what_a_dead_run_wrote_counts_only_where_its_ids_still_stand_nowhere_els
 ) -> None:
     """Each run writes its fragments and dies before its snapshot, and the source is another one at the next."""
     source = {"path": str(tmp_path / "in"), "duplicates": "keep_first"}
-    config = write_config(tmp_path, tiny_model, source=source, gates={"max_rejected_fraction": 1.0})
+    config = write_config(
+        tmp_path, tiny_model, source=source, gates={"max_rejected_fraction": 1.0, "max_dropped_fraction": 1.0}
+    )
     inside, snapshots = tmp_path / "in", tmp_path / "vectors" / "snapshots"
     write_jsonl(inside / "a.jsonl", documents(10))
     write_jsonl(inside / "b.jsonl", documents(12))

@@ -38,7 +38,11 @@ def test_each_id_is_embedded_once_whatever_came_and_went(tiny_model: Path, histo
         folder = Path(name)
         source = {"path": str(folder / "in"), "duplicates": "keep_first"}
         config = write_config(
-            folder, tiny_model, source=source, gates={"max_rejected_fraction": 1.0}, output={"keep": []}
+            folder,
+            tiny_model,
+            source=source,
+            gates={"max_rejected_fraction": 1.0, "max_dropped_fraction": 1.0},
+            output={"keep": []},
         )
         dataset = locate(str(folder / "vectors"))
         files: dict[str, list[tuple[int, int]] | None] = {}
