@@ -64,7 +64,9 @@ def _origin_lines(dataset: Location, identity: Identity | None, origin: Origin) 
         return
     if identity is not None:
         found = text_of(config, identity.keep, origin)
-        yield f"text      {snippet(found.text, _TEXT) if found.text is not None else found.missing}"
+        shown = snippet(found.text, _TEXT) if found.text is not None else found.missing
+        if shown:
+            yield f"text      {shown}"
 
 
 def _index_lines(index: Index) -> Iterator[str]:

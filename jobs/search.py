@@ -84,7 +84,9 @@ def _texts(config: Config, index: Index, rows: list[dict[str, object]]) -> list[
 
 
 def _shown(found: SourceText) -> str:
-    return snippet(found.text, _TEXT) if found.text is not None else f"(text {found.missing})"
+    if found.text is not None:
+        return snippet(found.text, _TEXT)
+    return f"(text {found.missing})" if found.missing else ""
 
 
 def _search_many(config: Config) -> int:

@@ -39,7 +39,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class SourceText:
-    """The text that a vector was made of, or why the source does not have it any more."""
+    """The text that a vector was made of, or why the source does not have it any more; neither for an image."""
 
     text: str | None
     missing: str = ""
@@ -95,7 +95,7 @@ def text_of(config: EmbedConfig, keep: pa.Schema, origin: Origin) -> SourceText:
         return SourceText(None, "gone: the source has no such row any more")
     text = found["text"][0].as_py()
     if text is None:
-        return SourceText(None, "none: an image")
+        return SourceText(None)  # an image
     piece = str(text)[facts["char_start"] : facts["char_end"]]
     if is_unchanged is None:
         is_unchanged = text_hashes([piece])[0].as_py() == origin.text_hash

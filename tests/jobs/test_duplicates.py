@@ -46,64 +46,6 @@ def test_keep_first_rejects_the_later_ones_and_verifies(tmp_path: Path, tiny_mod
     assert run_job("verify", config) == 0
 
 
-def test_a_row_comes_back_when_the_one_that_had_its_id_goes(tmp_path: Path, tiny_model: Path) -> None:
-    """And only its unit is embedded again; what an earlier snapshot names stays as it was."""
-    source = {"path": str(tmp_path / "in"), "duplicates": "keep_first"}
-    config = write_config(
-        tmp_path, tiny_model, source=source, gates={"max_rejected_fraction": 1.0, "max_dropped_fraction": 1.0}
-    )
-    inside = tmp_path / "in"
-    write_jsonl(inside / "a.jsonl", documents(10))
-    write_jsonl(inside / "b.jsonl", documents(10, start=10))
-    assert run_job("embed", config) == 0
-    write_jsonl(inside / "c.jsonl", documents(20))
-    write_jsonl(inside / "d.jsonl", [*documents(2), *documents(3, start=30)])
-    assert run_job("embed", config) == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "vectors" / "data").iterdir()}
-    (inside / "b.jsonl").unlink()
-    assert run_job("embed", config) == 0
-    assert sorted(vectors_of(tmp_path)["doc_id"].to_pylist()) == sorted(
-        row["id"] for row in [*documents(20), *documents(3, start=30)]
-    )
-    assert json.loads((tmp_path / "vectors" / "report.json").read_text())["counts"]["rows"] == 20
-    assert run_job("verify", config) == 0
-    (inside / "a.jsonl").unlink()
-    assert run_job("embed", config) == 0
-    assert sorted(vectors_of(tmp_path)["doc_id"].to_pylist()) == sorted(
-        row["id"] for row in [*documents(20), *documents(3, start=30)]
-    )
-    assert run_job("verify", config) == 0
-    after = {path.name: path.read_bytes() for path in (tmp_path / "vectors" / "data").iterdir()}
-    assert {name: after[name] for name in before} == before
-
-
-def test_what_a_dead_run_wrote_counts_only_where_its_ids_still_stand_nowhere_else(
-    tmp_path: Path, tiny_model: Path
-) -> None:
-    """Each run writes its fragments and dies before its snapshot, and the source is another one at the next."""
-    source = {"path": str(tmp_path / "in"), "duplicates": "keep_first"}
-    config = write_config(
-        tmp_path, tiny_model, source=source, gates={"max_rejected_fraction": 1.0, "max_dropped_fraction": 1.0}
-    )
-    inside, snapshots = tmp_path / "in", tmp_path / "vectors" / "snapshots"
-    write_jsonl(inside / "a.jsonl", documents(10))
-    write_jsonl(inside / "b.jsonl", documents(12))
-    assert run_job("embed", config) == 0
-    shutil.rmtree(snapshots)
-    (inside / "a.jsonl").unlink()
-    assert run_job("embed", config) == 0
-    assert sorted(vectors_of(tmp_path)["doc_id"].to_pylist()) == sorted(row["id"] for row in documents(12))
-    shutil.rmtree(snapshots)
-    write_jsonl(inside / "c.jsonl", documents(12))
-    assert run_job("embed", config) == 0
-    assert sorted(vectors_of(tmp_path)["doc_id"].to_pylist()) == sorted(row["id"] for row in documents(12))
-    assert run_job("verify", config) == 0
-    written = len(list((tmp_path / "vectors" / "data").iterdir()))
-    shutil.rmtree(snapshots)
-    assert run_job("embed", config) == 0
-    assert len(list((tmp_path / "vectors" / "data").iterdir())) == written, "nothing was to be done"
-
-
 def test_the_ids_of_committed_files_are_not_read_again(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

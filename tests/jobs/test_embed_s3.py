@@ -119,7 +119,9 @@ def test_options_reach_the_workers_and_stay_there(
     assert "nothing to do" in log
     write_whole(bucket / "in" / "a.jsonl", json.dumps({"id": "new", "text": "a new text"}).encode())
     before = latest_snapshot(bucket / "vectors").keys
-    assert run_job("embed", config) == 0
+    assert run_job("embed", config) == 3  # a third of all rows would leave
+    assert latest_snapshot(bucket / "vectors").keys == before
+    assert run_job("embed", config, "gates.max_dropped_fraction=1") == 0
     after = latest_snapshot(bucket / "vectors")
     assert len(after.keys - before) == 1
     assert len(before - after.keys) == 60 // ROWS_PER_FRAGMENT

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from operators.storage import locate
 from operators.store.snapshots import latest_snapshot
-from tests.jobs.running import rejected_of, run_job, vectors_of, write_config, write_jsonl
+from tests.jobs.running import documents, rejected_of, run_job, vectors_of, write_config, write_jsonl
 
 HISTORIES = int(os.environ.get("EMBEDFLEET_HISTORIES", "40"))
 FILES = ("a", "b", "c")
@@ -67,3 +69,62 @@ def test_each_id_is_embedded_once_whatever_came_and_went(tiny_model: Path, histo
                 (folder / "vectors" / "snapshots" / f"{latest_snapshot(dataset).number:08d}.parquet").unlink()
             elif not dies:
                 assert set(rejected_of(folder).values()) <= {"duplicate_id"}
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_row_comes_back_when_the_one_that_had_its_id_goes(tmp_path: Path, tiny_model: Path) -> None:
+    """And only its unit is embedded again; what an earlier snapshot names stays as it was."""
+    source = {"path": str(tmp_path / "in"), "duplicates": "keep_first"}
+    config = write_config(
+        tmp_path, tiny_model, source=source, gates={"max_rejected_fraction": 1.0, "max_dropped_fraction": 1.0}
+    )
+    inside = tmp_path / "in"
+    write_jsonl(inside / "a.jsonl", documents(10))
+    write_jsonl(inside / "b.jsonl", documents(10, start=10))
+    assert run_job("embed", config) == 0
+    write_jsonl(inside / "c.jsonl", documents(20))
+    write_jsonl(inside / "d.jsonl", [*documents(2), *documents(3, start=30)])
+    assert run_job("embed", config) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "vectors" / "data").iterdir()}
+    (inside / "b.jsonl").unlink()
+    assert run_job("embed", config) == 0
+    assert sorted(vectors_of(tmp_path)["doc_id"].to_pylist()) == sorted(
+        row["id"] for row in [*documents(20), *documents(3, start=30)]
+    )
+    assert json.loads((tmp_path / "vectors" / "report.json").read_text())["counts"]["rows"] == 20
+    assert run_job("verify", config) == 0
+    (inside / "a.jsonl").unlink()
+    assert run_job("embed", config) == 0
+    assert sorted(vectors_of(tmp_path)["doc_id"].to_pylist()) == sorted(
+        row["id"] for row in [*documents(20), *documents(3, start=30)]
+    )
+    assert run_job("verify", config) == 0
+    after = {path.name: path.read_bytes() for path in (tmp_path / "vectors" / "data").iterdir()}
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_what_a_dead_run_wrote_counts_only_where_its_ids_still_stand_nowhere_else(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """Each run writes its fragments and dies before its snapshot, and the source is another one at the next."""
+    source = {"path": str(tmp_path / "in"), "duplicates": "keep_first"}
+    config = write_config(
+        tmp_path, tiny_model, source=source, gates={"max_rejected_fraction": 1.0, "max_dropped_fraction": 1.0}
+    )
+    inside, snapshots = tmp_path / "in", tmp_path / "vectors" / "snapshots"
+    write_jsonl(inside / "a.jsonl", documents(10))
+    write_jsonl(inside / "b.jsonl", documents(12))
+    assert run_job("embed", config) == 0
+    shutil.rmtree(snapshots)
+    (inside / "a.jsonl").unlink()
+    assert run_job("embed", config) == 0
+    assert sorted(vectors_of(tmp_path)["doc_id"].to_pylist()) == sorted(row["id"] for row in documents(12))
+    shutil.rmtree(snapshots)
+    write_jsonl(inside / "c.jsonl", documents(12))
+    assert run_job("embed", config) == 0
+    assert sorted(vectors_of(tmp_path)["doc_id"].to_pylist()) == sorted(row["id"] for row in documents(12))
+    written = len(list((tmp_path / "vectors" / "data").iterdir()))
+    shutil.rmtree(snapshots)
+    assert run_job("embed", config) == 0
+    assert len(list((tmp_path / "vectors" / "data").iterdir())) == written, "nothing was to be done"
