@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.embedding.backlog import Backlog, find_backlog
@@ -23,10 +23,11 @@ from jobs.embedding.watching import CHECKING_IDS, LISTING, RunProgress
 from operators.corpus.listing import list_source
 from operators.corpus.units import choose_pack_below
 from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
-from operators.storage import Location, locate
+from operators.storage import Location, exists, locate
+from operators.storage.lease import using
 from operators.store.dataset import Identity, claim_identity
 from operators.store.fragments import FragmentRecord
-from operators.store.snapshots import publish
+from operators.store.snapshots import FilesGone, publish
 
 if TYPE_CHECKING:
     from jobs.embedding.in_process import InProcess
@@ -45,17 +46,22 @@ def run(config: Config) -> int:
         pack_below_bytes, files = choose_pack_below(list_source(config.source), config.source)
         identity, files = identify(config, spec, dataset, pack_below_bytes, files)
         settled = cut_as(config, identity)
-        todo = find_backlog(dataset, settled, files, identity)
-        log.settle(settled, todo)
-        check_files_gone(config, todo)
-        backlog = _embed_pending(settled, spec, dataset, identity, todo, progress) if todo.pending else todo
+        with _at_work(dataset):
+            todo = find_backlog(dataset, settled, files, identity)
+            log.settle(settled, todo)
+            check_files_gone(config, todo)
+            backlog = _embed_pending(settled, spec, dataset, identity, todo, progress) if todo.pending else todo
     if backlog is None:
         return run(config)
     if backlog.snapshot.number and backlog.snapshot.keys == {record.key for record in backlog.complete}:
         log.nothing_to_do()
         return check_gates(config, backlog.complete)
     check_rows_lost(config, backlog.snapshot.records, backlog.complete)
-    snapshot = publish(dataset, backlog.complete)
+    try:
+        snapshot = publish(dataset, backlog.complete)
+    except FilesGone as gone:  # this run was held up until a vacuum took it for dead
+        logger.warning("looking again at what is missing: %s", gone)
+        return run(config)
     log.finish(snapshot)
     return check_gates(config, snapshot.records)
 
@@ -81,12 +87,25 @@ def _embed_pending(
         backlog = backlog.settled(duplicates)
         work = [Work.of(unit, backlog.parts(), duplicates.get(unit.digest, ())) for unit in backlog.pending]
         done: list[FragmentRecord] = []
-        for record, counts in place.embed(identity, backlog, work, progress) if work else ():
-            done.append(record)
-            progress.count(record, counts)
+        with using(dataset, "embed"):
+            for record, counts in place.embed(identity, backlog, work, progress) if work else ():
+                done.append(record)
+                progress.count(record, counts)
     backlog = backlog.with_records(done)
     assert not backlog.pending, f"the pipeline ended with {len(backlog.pending)} units unfinished: run again"
     return backlog
+
+
+@contextmanager
+def _at_work(dataset: Location) -> Iterator[None]:
+    """Keep vacuums from what earlier runs have left, which may count as done.
+
+    Where there is no dataset yet, nothing is written: the config may be refused still.
+    """
+    with ExitStack() as held:
+        if exists(dataset / "dataset.json"):
+            held.enter_context(using(dataset, "embed"))
+        yield
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from cluster.session import connect
 from jobs.indexing.config import IndexConfig as Config
 from jobs.indexing.outcome import IndexLog, check_recall
 from jobs.indexing.present import Present, find_present, without_lost_training
-from jobs.indexing.source import Embeddings, identify_index, open_embeddings, queries_name
+from jobs.indexing.source import Embeddings, at_work, identify_index, open_embeddings, queries_name
 from jobs.indexing.steps import build_changes, plan_changes, prepare, publish_after
 from operators.index.by_list import remove_scattered
 from operators.index.group import live_mask
@@ -41,6 +41,11 @@ def run(config: Config) -> int:
     """Build or update the index, measure it, publish a snapshot; returns the exit code."""
     source = open_embeddings(config)
     index = locate(config.output.path, config.output.storage_options)
+    with at_work(source, index):
+        return _run(config, source, index)
+
+
+def _run(config: Config, source: Embeddings, index: Location) -> int:
     present = find_present(index, config.update.check)
     identity = identify_index(config, source, index)
     is_sparse = bool(identity.sparse_dim)

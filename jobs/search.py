@@ -21,6 +21,7 @@ from operators.index import Index, open_index
 from operators.index.open import tuned_settings
 from operators.index.snapshot import IndexSnapshot, Settings, read_index
 from operators.storage import locate
+from operators.storage.lease import using
 from operators.store.dataset import read_identity
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,10 @@ def _shown(found: SourceText) -> str:
 
 def _search_many(config: Config) -> int:
     """Stream the queries of a config through the workers that hold the shards."""
-    snapshot = read_index(locate(config.index, config.storage_options), config.snapshot)
-    with connect(local_cpus=config.compute.local_cpus):
+    index = locate(config.index, config.storage_options)
+    snapshot = read_index(index, config.snapshot)
+    # Workers that are started again open the index again.
+    with using(index, "search", (snapshot.number,), is_optional=True), connect(local_cpus=config.compute.local_cpus):
         from jobs.searching.pipeline import search_queries
 
         return search_queries(config, snapshot, settings_of(config, snapshot))

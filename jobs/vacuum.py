@@ -7,7 +7,6 @@ Takes the config of `embed` or of `index`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from jobs.indexing.config import IndexConfig
 from operators.errors import InputError
 from operators.storage import locate
 from operators.store.dataset import read_identity
-from operators.store.vacuum import vacuum
+from operators.store.vacuum import Removed, vacuum
 
 
 def config_of(values: Mapping[str, Any]) -> type[BaseModel]:
@@ -34,8 +33,7 @@ def run(config: Config | IndexConfig) -> int:
     dataset = locate(config.output.path, config.output.storage_options)
     if read_identity(dataset) is None:
         raise InputError(f"check output.path: there is no embeddings dataset at {dataset.url}")
-    num_files, num_bytes = vacuum(dataset, config.vacuum.keep_snapshots, _moment(config.vacuum))
-    print(f"removed {num_files} files, {num_bytes:,} bytes, that {_named(config.vacuum)}")
+    _tell(vacuum(dataset, config.vacuum.keep_snapshots, 3600 * config.vacuum.grace_hours), config.vacuum)
     return 0
 
 
@@ -46,14 +44,15 @@ def _vacuum_index(config: IndexConfig) -> int:
     index = locate(config.output.path, config.output.storage_options)
     if read_index_identity(index) is None:
         raise InputError(f"check output.path: there is no index at {index.url}")
-    num_files = vacuum_index(index, config.vacuum.keep_snapshots, _moment(config.vacuum))
-    print(f"removed {num_files} files that {_named(config.vacuum)}")
+    _tell(vacuum_index(index, config.vacuum.keep_snapshots, 3600 * config.vacuum.grace_hours), config.vacuum)
     return 0
 
 
-def _moment(retention: Retention) -> float:
-    return time.time() - 3600 * retention.grace_hours
-
-
-def _named(retention: Retention) -> str:
-    return f"none of the newest {retention.keep_snapshots} snapshots names (older than {retention.grace_hours:g} h)"
+def _tell(done: Removed, retention: Retention) -> None:
+    print(
+        f"removed {done.files} files, {done.bytes:,} bytes, that none of the newest {retention.keep_snapshots} "
+        f"snapshots names (older than {retention.grace_hours:g} h), and {done.snapshots} snapshots"
+    )
+    if done.users:
+        names = ", ".join(sorted({user.what for user in done.users}))
+        print(f"what {names} at work may use stays: run vacuum again when it is through")

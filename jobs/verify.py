@@ -30,7 +30,7 @@ from operators.embedder.recipe.spec import embedder_spec
 from operators.errors import InputError
 from operators.storage import Location, locate
 from operators.store.dataset import Identity, read_identity
-from operators.store.snapshots import whole_units
+from operators.store.snapshots import snapshot_numbers, whole_units
 from operators.store.vacuum import orphans
 from operators.store.verification import Problem
 
@@ -98,7 +98,7 @@ def _listing_problems(backlog: Backlog) -> Iterator[Problem]:
 
 
 def _visible_orphans(dataset: Location) -> Iterator[Problem]:
-    for info in orphans(dataset, keep_snapshots=1 << 30, older_than=float("inf")):
+    for _, info in orphans(dataset, snapshot_numbers(dataset), older_than=float("inf")):
         yield Problem(info.url.rsplit("/", 1)[-1], "no snapshot names this file: run embed again to the end, or vacuum")
 
 

@@ -15,6 +15,7 @@ from operators.store.left_out import doubtful_units
 from operators.store.snapshots import (
     Snapshot,
     latest_snapshot,
+    rejected_rows_there,
     unit_of_file,
     whole_files,
     whole_units,
@@ -81,7 +82,8 @@ def find_backlog(dataset: Location, config: EmbedConfig, files: Iterator[SourceF
     checks_ids = config.source.checks_ids
     snapshot = latest_snapshot(dataset)
     sizes = {info.url.rsplit("/", 1)[-1]: info.size for info in list_folder(dataset / "data")}
-    committed = {r.key: r for r in snapshot.records if sizes.get(f"{r.key}.parquet") == r.bytes}
+    has_all = rejected_rows_there(dataset)
+    committed = {r.key: r for r in snapshot.records if sizes.get(f"{r.key}.parquet") == r.bytes and has_all(r)}
     keep = config.output.keep
     known = whole_files(committed.values(), config.source.reading(keep))
     units = PackedUnits(
@@ -102,7 +104,7 @@ def find_backlog(dataset: Location, config: EmbedConfig, files: Iterator[SourceF
     unfinished = [unit.digest for unit in backlog.pending if unit.digest in strays] if strays else []
     if not unfinished:
         return backlog
-    written = written_fragments(dataset, unfinished).values()
+    written = [record for record in written_fragments(dataset, unfinished).values() if has_all(record)]
     if not checks_ids:
-        return backlog.with_records(list(written))
+        return backlog.with_records(written)
     return dataclasses.replace(backlog, unsettled=(*backlog.unsettled, *written))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,7 +17,8 @@ from operators.index.building import BuildSetup
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, check_index, read_index_identity
 from operators.index.spec import IndexSpec, choose_metric, choose_spec, make_index
 from operators.index.truth import HeldOut
-from operators.storage import Location, locate
+from operators.storage import Location, exists, locate
+from operators.storage.lease import using
 from operators.store.dataset import Identity, read_identity
 from operators.store.fragments import FragmentRecord
 from operators.store.snapshots import Snapshot, latest_snapshot, read_snapshot, snapshot_numbers
@@ -102,6 +105,23 @@ def open_embeddings(config: IndexConfig) -> Embeddings:
     if not source.num_vectors:
         raise InputError(f"embed something first: snapshot {snapshot.number} of {dataset.url} has no vectors")
     return source
+
+
+@contextmanager
+def at_work(source: Embeddings, index: Location) -> Iterator[None]:
+    """Keep vacuums from what an index run reads and from what earlier runs have left for it.
+
+    Where there is no index yet, nothing is written: the config may be refused still. Raises InputError where the
+    embeddings' snapshot was vacuumed just now.
+    """
+    number = source.snapshot.number
+    with ExitStack() as held:
+        held.enter_context(using(source.dataset, "index", (number,), is_optional=True))
+        if number not in snapshot_numbers(source.dataset):
+            raise InputError(f"run index again: snapshot {number} of {source.dataset.url} was vacuumed just now")
+        if exists(index / "index.json"):
+            held.enter_context(using(index, "index"))
+        yield
 
 
 def identify_index(config: IndexConfig, source: Embeddings, index: Location) -> IndexIdentity:

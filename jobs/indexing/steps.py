@@ -14,11 +14,20 @@ from operators.index.building import BuildSetup, ShardPlan
 from operators.index.comparing import plan_comparisons
 from operators.index.held_out import load_held_out
 from operators.index.integrity import find_faults
-from operators.index.snapshot import IndexIdentity, IndexSnapshot, ShardRecord, TrainedRecord, publish_index, read_index
+from operators.index.snapshot import (
+    IndexIdentity,
+    IndexSnapshot,
+    ShardRecord,
+    TrainedRecord,
+    next_index_number,
+    publish_index,
+    read_index,
+)
 from operators.index.trained import has_trained, stored_trained, usable_generation
 from operators.index.updating import UpdatePlan, can_patch, patch, plan_update
 from operators.storage import Location, StorageError
 from operators.storage.cache import Cache
+from operators.storage.lease import using
 
 logger = logging.getLogger(__name__)
 
@@ -114,14 +123,21 @@ def publish_after(index: Location, snapshot: IndexSnapshot) -> IndexSnapshot:
 
     Raises StorageError where a file that it names has gone since it was built or checked; nothing is published then.
     """
-    _check_files(index, snapshot)
-    while not publish_index(index, snapshot):
-        latest = read_index(index)
-        if latest.embeddings_snapshot > snapshot.embeddings_snapshot or latest.fragments == snapshot.fragments:
-            logger.info("snapshot %d was published by another run meanwhile and is as new", latest.number)
-            return latest
-        snapshot = snapshot.model_copy(update={"number": latest.number + 1})
-    return snapshot
+    while True:
+        number = next_index_number(index)  # first: what a vacuum takes away, it fences off from this number on
+        if number > snapshot.number:
+            latest = read_index(index)
+            is_as_new = (
+                latest.embeddings_snapshot > snapshot.embeddings_snapshot or latest.fragments == snapshot.fragments
+            )
+            if latest.number >= snapshot.number and is_as_new:
+                logger.info("snapshot %d was published by another run meanwhile and is as new", latest.number)
+                return latest
+            snapshot = snapshot.model_copy(update={"number": number})
+        with using(index, "index"):
+            _check_files(index, snapshot)
+            if publish_index(index, snapshot):
+                return snapshot
 
 
 def _check_files(index: Location, snapshot: IndexSnapshot) -> None:

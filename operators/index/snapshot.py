@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict
 from operators.errors import InputError
 from operators.index.spec import IndexSpec, Metric
 from operators.index.vectors import VectorSpace
-from operators.storage import Location, create_exclusive, exists, list_folder, read_bytes, write_whole
+from operators.storage import Location, create_exclusive, exists, read_bytes, write_whole
+from operators.storage.numbered import Numbered
 
 logger = logging.getLogger(__name__)
 
@@ -289,10 +290,19 @@ def check_index(index: Location, present: IndexIdentity, wanted: IndexIdentity) 
             )
 
 
+def index_files(index: Location) -> Numbered:
+    """The files of the snapshots."""
+    return Numbered(index / "snapshots", ".json")
+
+
 def index_numbers(index: Location) -> list[int]:
     """The numbers of the snapshots that exist, ascending."""
-    names = [info.name for info in list_folder(index / "snapshots")]
-    return sorted(int(name[:8]) for name in names if len(name) == 13 and name[:8].isdigit() and name.endswith(".json"))
+    return index_files(index).look().numbers
+
+
+def next_index_number(index: Location) -> int:
+    """The number that the next snapshot gets."""
+    return index_files(index).look().last + 1
 
 
 def read_index(index: Location, number: int | None = None) -> IndexSnapshot:
@@ -302,16 +312,19 @@ def read_index(index: Location, number: int | None = None) -> IndexSnapshot:
         raise InputError(f"run index first: there is no finished index at {index.url}")
     if number is not None and number not in numbers:
         raise InputError(f"choose one of the snapshots {numbers}: {index.url} has no snapshot {number}")
-    location = _file(index, number or numbers[-1])
+    location = index_files(index).file(number or numbers[-1])
+    content = read_bytes(location)
+    if not content:
+        raise InputError(f"choose another snapshot: {location.name} was vacuumed")
     try:
-        return IndexSnapshot.model_validate_json(read_bytes(location))
+        return IndexSnapshot.model_validate_json(content)
     except pydantic.ValidationError as error:
         raise InputError(f"restore {location} from a backup or remove it: it does not read ({error})") from None
 
 
 def publish_index(index: Location, snapshot: IndexSnapshot) -> bool:
     """Make a snapshot the newest; False where another run has published one with its number meanwhile."""
-    return create_exclusive(_file(index, snapshot.number), snapshot.model_dump_json(indent=1).encode())
+    return index_files(index).create(snapshot.number, snapshot.model_dump_json(indent=1).encode())
 
 
 def trained_file(index: Location, generation: int) -> Location:
@@ -326,10 +339,6 @@ def shard_file(index: Location, key: str, ending: str = "faiss") -> Location:
 
 def _shard_path(key: str, ending: str) -> str:
     return f"shards/{key}.{ending}"
-
-
-def _file(index: Location, number: int) -> Location:
-    return index / "snapshots" / f"{number:08d}.json"
 
 
 def from_metadata(payload: bytes) -> ShardRecord:

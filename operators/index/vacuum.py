@@ -1,45 +1,78 @@
 """Remove what no kept snapshot of an index names: shards that were replaced, trained indexes, old snapshots.
 
-A file younger than the grace period stays, since a run that has not published yet owns files that no snapshot names.
+What is younger than the grace period stays, as does what a run or a reader at work may use (operators.store.vacuum).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 
-from operators.index.snapshot import index_numbers, read_index
-from operators.storage import FileInfo, Location, delete, list_folder
+from operators.index.snapshot import index_files, read_index
+from operators.storage import FileInfo, Location, list_folder
+from operators.storage.lease import take
+from operators.store.vacuum import Removed, is_older, remove, retiring
+
+# Names that this project gives; all others are somebody else's. Folder -> pattern; `key` is the shard's.
+_KEY = r"(?P<key>[0-9a-f]{24}(-[0-9a-f]+)?)"
+_PARTIAL = r"|\.writing-[0-9a-f]{32}"  # of a process that was killed while it wrote
+_PATTERNS = {
+    "": re.compile(r"trained(-\d+)?\.faiss" + _PARTIAL),
+    "shards": re.compile(
+        _KEY + r"\.(faiss|sparse\.arrow|ids\.parquet|(?P<patch>(dead|moved)-[0-9a-f]+\.parquet))" + _PARTIAL
+    ),
+    "recall": re.compile(_KEY + r"\.[0-9a-f]+\.parquet|queries-[0-9a-f]{12}\.parquet" + _PARTIAL),
+    "scattered": re.compile(_KEY + r"\.(\d+\.arrows|json)" + _PARTIAL),
+}
 
 
-def index_orphans(index: Location, keep_snapshots: int, older_than: float) -> Iterator[Location]:
-    """Files that none of the kept snapshots needs, last modified before `older_than` (seconds since the epoch)."""
+def index_orphans(index: Location, keep: Collection[int], older_than: float) -> Iterator[tuple[Location, FileInfo]]:
+    """Files that none of these snapshots needs, last modified before `older_than` (seconds, the storage's clock).
+
+    Where there is no snapshot yet, the trained index stays: a run that goes on needs it.
+    """
     shards: set[str] = set()
     named: set[str] = set()
-    for number in index_numbers(index)[-keep_snapshots:]:
+    for number in keep:
         snapshot = read_index(index, number)
         shards |= {shard.key for shard in snapshot.shards}
         named |= {file.path.rsplit("/", 1)[-1] for shard in snapshot.shards for file in shard.patches}
-        named |= {"index.json", "report.json", "report.html"}
         named |= {snapshot.trained.path} if snapshot.trained is not None else set()
         named |= {f"queries-{snapshot.queries}.parquet"}
-    for folder, place in (("", index), ("shards", index / "shards"), ("recall", index / "recall")):
-        for info in list_folder(place):
-            key = info.name.split(".")[0]
-            is_kept = info.name in named or (key in shards and ".dead-" not in info.name and ".moved-" not in info.name)
-            if not is_kept and _is_older(info, older_than):
-                yield (index / folder if folder else index) / info.name
+    for name, pattern in _PATTERNS.items():
+        folder = index / name if name else index
+        for info in list_folder(folder, hidden=True):
+            match = pattern.fullmatch(info.name)
+            if match is None or info.name in named or not is_older(info, older_than):
+                continue
+            parts = match.groupdict()
+            is_of_shard = parts.get("key") in shards and not parts.get("patch")
+            if not is_of_shard and (keep or not info.name.startswith(("trained", "queries"))):
+                yield folder / info.name, info
 
 
-def vacuum_index(index: Location, keep_snapshots: int, older_than: float) -> int:
-    """Delete orphans and all but the newest snapshots; returns how many files went."""
-    for number in index_numbers(index)[:-keep_snapshots]:
+def vacuum_index(index: Location, keep_snapshots: int, grace_seconds: float) -> Removed:
+    """Delete orphans and all but the newest snapshots that were replaced before the grace period.
+
+    Raises LeaseTaken where another vacuum is at work, LeaseLost where this one was held up for too long.
+    """
+    with take(index, "vacuum", "vacuum") as lease:
+        users = tuple(lease.users())
+        moment = (lease.now() or 0.0) - grace_seconds
+        if any(user.snapshots is None for user in users):
+            return Removed(0, 0, users=users)
+        files = index_files(index)
+        while True:
+            states = files.look()
+            retired = retiring(states, keep_snapshots, moment, users)
+            found = list(index_orphans(index, [n for n in states.numbers if n not in retired], moment))
+            if not found and not retired:
+                return Removed(0, 0, users=users)
+            if files.fence(states.last + 1):
+                break
         # First: a snapshot that names files which are gone must not be found by a reader.
-        delete(index / "snapshots" / f"{number:08d}.json")
-    orphans = list(index_orphans(index, keep_snapshots, older_than))
-    for location in orphans:
-        delete(location)
-    return len(orphans)
-
-
-def _is_older(info: FileInfo, moment: float) -> bool:
-    return info.modified is not None and info.modified < moment
+        for number in retired:
+            lease.check()
+            files.retire(number)
+        remove(lease, [location for location, _ in found])
+        return Removed(len(found), sum(info.size for _, info in found), len(retired), users)

@@ -10,6 +10,7 @@ from operators.storage.faults import StorageError, holds_secret, redact
 from operators.storage.files import (
     create_exclusive,
     delete,
+    delete_all,
     delete_folder,
     exists,
     open_input,
@@ -17,7 +18,7 @@ from operators.storage.files import (
     size_of,
     write_whole,
 )
-from operators.storage.listing import FileInfo, iter_files, list_folder
+from operators.storage.listing import FileInfo, file_info, iter_files, list_folder
 from operators.storage.location import Location, locate
 from operators.storage.transfer import download, move, sha256_of, stored_sha256, upload, upload_folder
 
@@ -27,9 +28,11 @@ __all__ = [
     "StorageError",
     "create_exclusive",
     "delete",
+    "delete_all",
     "delete_folder",
     "download",
     "exists",
+    "file_info",
     "holds_secret",
     "iter_files",
     "list_folder",

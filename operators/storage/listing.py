@@ -60,7 +60,7 @@ def iter_files(location: Location) -> Iterator[FileInfo]:
     Names that begin with "." or "_" are left out, unless that part of the glob begins so as well. In a glob `*`, `?`
     and `[]` stay within a folder and `**` is any number of folders; a folder that matches stands for all below it.
     """
-    only = _file_at(location)
+    only = file_info(location)
     if only is not None:
         yield only
         return
@@ -244,8 +244,8 @@ def _other_entries(folder: Location) -> list[_Entry]:
     return entries
 
 
-def _file_at(location: Location) -> FileInfo | None:
-    """The file at a location; None where there is a folder or nothing."""
+def file_info(location: Location) -> FileInfo | None:
+    """The file at a location, asked for by its name; None where there is a folder or nothing."""
     fs, path = location.fs, location.path
 
     def look() -> FileInfo | None:

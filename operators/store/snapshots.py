@@ -7,8 +7,9 @@ again. A snapshot is one row a fragment (about 200 bytes), so a billion document
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.errors import InputError
-from operators.storage import Location, create_exclusive, list_folder, read_bytes
+from operators.storage import Location, StorageError, file_info, list_folder, read_bytes
+from operators.storage.lease import using
+from operators.storage.numbered import Numbered
 from operators.store.fragments import FragmentRecord, read_record
 from operators.work.fragment import Extent, Fragment, SourceFile, Unit
 
@@ -62,12 +65,14 @@ class Snapshot:
         return frozenset(record.key for record in self.records)
 
 
+def snapshot_files(dataset: Location) -> Numbered:
+    """The files of the snapshots."""
+    return Numbered(dataset / "snapshots", ".parquet")
+
+
 def snapshot_numbers(dataset: Location) -> list[int]:
     """The numbers of the snapshots that exist, ascending."""
-    names = [info.url.rsplit("/", 1)[-1] for info in list_folder(dataset / "snapshots")]
-    return sorted(
-        int(name[:8]) for name in names if len(name) == 16 and name[:8].isdigit() and name.endswith(".parquet")
-    )
+    return snapshot_files(dataset).look().numbers
 
 
 def latest_snapshot(dataset: Location) -> Snapshot:
@@ -78,25 +83,79 @@ def latest_snapshot(dataset: Location) -> Snapshot:
 
 def read_snapshot(dataset: Location, number: int) -> Snapshot:
     """One snapshot by its number; raises InputError where the file is damaged."""
-    location = _file(dataset, number)
+    location = snapshot_files(dataset).file(number)
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(location)))
+        table = pq.read_table(pa.BufferReader(_content(location)))
     except pa.ArrowInvalid as error:
         raise InputError(f"restore {location.url} from a backup or remove it: it does not read ({error})") from error
     return Snapshot(number, tuple(_from_row(row) for row in table.to_pylist()))
 
 
+def read_keys(dataset: Location, number: int) -> tuple[frozenset[str], frozenset[str]]:
+    """The keys of a snapshot's fragments and the digests of their units, without the rest of it."""
+    payload = pa.BufferReader(_content(snapshot_files(dataset).file(number)))
+    table = pq.read_table(payload, columns=["key", "unit"])
+    return frozenset(table["key"].to_pylist()), frozenset(table["unit"].unique().to_pylist())
+
+
+def _content(location: Location) -> bytes:
+    payload = read_bytes(location)
+    if not payload:
+        raise InputError(f"choose another snapshot: {location.name} was vacuumed")
+    return payload
+
+
+class FilesGone(StorageError):
+    """A file of a fragment that counted as written is gone, or not the one that was written."""
+
+
 def publish(dataset: Location, records: Sequence[FragmentRecord]) -> Snapshot:
-    """Make `records` the newest snapshot; where a concurrent run published the same fragments, its snapshot is ours."""
+    """Make `records` the newest snapshot; where a concurrent run published the same fragments, its snapshot is ours.
+
+    Raises FilesGone where not all files are there any more, and publishes nothing then.
+    """
+    files = snapshot_files(dataset)
     while True:
-        latest = latest_snapshot(dataset)
-        snapshot = Snapshot(latest.number + 1, tuple(records))
+        states = files.look()  # before anything else: what a vacuum takes away, it fences off from this number on
+        latest = read_snapshot(dataset, states.numbers[-1]) if states.present else Snapshot(0, ())
+        snapshot = Snapshot(states.last + 1, tuple(records))
         if latest.number and latest.keys == snapshot.keys:
             logger.info("snapshot %d already holds exactly these fragments", latest.number)
             return latest
-        if create_exclusive(_file(dataset, snapshot.number), _to_parquet(records)):
-            return snapshot
+        with using(dataset, "embed"):
+            check_files(dataset, records)
+            if files.create(snapshot.number, _to_parquet(records)):
+                return snapshot
         logger.info("snapshot %d was published by another run meanwhile; looking again", snapshot.number)
+
+
+def check_files(dataset: Location, records: Sequence[FragmentRecord]) -> None:
+    """Raise FilesGone where a file of these fragments is not there or not of its size."""
+    sizes = {info.name: info.size for info in list_folder(dataset / "data")}
+    has_all = rejected_rows_there(dataset)
+    for record in records:
+        name = f"{record.key}.parquet"
+        # A listing may lag behind: what it says is missing is asked for by name.
+        if sizes.get(name) != record.bytes and _size(dataset / "data" / name) != record.bytes:
+            raise FilesGone(errno.ESTALE, f"run embed again: data/{name} of {dataset} is gone or was replaced")
+        if not has_all(record):
+            raise FilesGone(errno.ESTALE, f"run embed again: rejected/{name} of {dataset} is gone")
+
+
+def rejected_rows_there(dataset: Location) -> Callable[[FragmentRecord], bool]:
+    """Whether the rejected rows of a fragment, if it has any, are on storage; one listing answers for most."""
+    names = {info.name for info in list_folder(dataset / "rejected")}
+
+    def is_there(record: FragmentRecord) -> bool:
+        name = f"{record.key}.parquet"
+        return not record.rejected or name in names or file_info(dataset / "rejected" / name) is not None
+
+    return is_there
+
+
+def _size(location: Location) -> int | None:
+    info = file_info(location)
+    return None if info is None else info.size
 
 
 def written_fragments(dataset: Location, units: Iterable[str]) -> dict[str, FragmentRecord]:
@@ -163,10 +222,6 @@ def whole_files(records: Iterable[FragmentRecord], reading: str) -> dict[SourceF
 def unit_of_file(url: str) -> str:
     """The digest of the unit that a data file has a fragment of."""
     return url.rsplit("/", 1)[-1].rsplit("-", 1)[0]
-
-
-def _file(dataset: Location, number: int) -> Location:
-    return dataset / "snapshots" / f"{number:08d}.parquet"
 
 
 def _to_parquet(records: Sequence[FragmentRecord]) -> bytes:

@@ -1,59 +1,113 @@
 """Remove what no reader needs: files of no kept snapshot, hashes of ids that no check would read, old snapshots.
 
-A file younger than the grace period stays, since a run that has not published its snapshot yet owns files that no
-snapshot names.
+What is younger than the grace period stays, files (a run that has not published yet owns some that no snapshot names)
+and snapshots that were replaced only then. A run at work may use any file, so where one is alive nothing goes; readers
+keep the snapshots that they name. Before anything goes, the next snapshot's number is fenced off: a run that was held
+up until it counts as dead, and that checked its files before, cannot publish without looking again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
-from operators.storage import FileInfo, Location, delete, list_folder
+from operators.storage import FileInfo, Location, delete_all, list_folder
+from operators.storage.lease import Holder, Lease, take
+from operators.storage.numbered import States
 from operators.store.id_check import Role, cover
 from operators.store.id_hashes import read_segments
-from operators.store.snapshots import read_snapshot, snapshot_numbers
+from operators.store.snapshots import read_keys, snapshot_files
+
+# Names that this project gives; all others are somebody else's.
+_FRAGMENT = re.compile(r"[0-9a-f]{24}-\d{5,}(x[0-9a-f]{12})?\.parquet")
+_SEGMENT = re.compile(r"[0-9a-f]{24}\.parquet")
+_PARTIAL = re.compile(r"\.writing-[0-9a-f]{32}")  # of a process that was killed while it wrote
+FILES_A_REQUEST = 1000
 
 
-def orphans(dataset: Location, keep_snapshots: int, older_than: float) -> Iterator[FileInfo]:
-    """Files of `data/`, `rejected/` and `ids/` that no kept snapshot needs, last modified before `older_than`.
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a vacuum did."""
 
-    `older_than` is in seconds since the epoch. Files of unknown age stay.
+    files: int
+    bytes: int
+    snapshots: int = 0
+    users: tuple[Holder, ...] = ()  # at work, so that all or some of what would have gone is still there
+
+
+def orphans(dataset: Location, keep: Collection[int], older_than: float) -> Iterator[tuple[Location, FileInfo]]:
+    """Files of `data/`, `rejected/` and `ids/` that none of these snapshots needs, last modified before `older_than`.
+
+    `older_than` is in seconds since the epoch, by the storage's clock. Files of unknown age, and such as are not named
+    as this project names them, stay.
     """
     kept: set[str] = set()
     units: dict[str, Role] = {}
-    for number in snapshot_numbers(dataset)[-keep_snapshots:]:
-        records = read_snapshot(dataset, number).records
-        kept |= {f"{record.key}.parquet" for record in records}
-        units |= dict.fromkeys((record.fragment.unit.digest for record in records), "stored")
+    for number in keep:
+        keys, digests = read_keys(dataset, number)
+        kept |= {f"{key}.parquet" for key in keys}
+        units |= dict.fromkeys(digests, "stored")
+    for name in ("data", "rejected"):
+        folder = dataset / name
+        for info in list_folder(folder, hidden=True):
+            is_ours = _FRAGMENT.fullmatch(info.name) and info.name not in kept
+            if (is_ours or _PARTIAL.fullmatch(info.name)) and is_older(info, older_than):
+                yield folder / info.name, info
+            else:
+                kept.add(info.name)  # data that stays keeps its rejected rows, which were written a moment earlier
     segments = read_segments(dataset)
     uses, _ = cover((segment for _, segment in segments if segment is not None), units)
     needed = {use.segment.key for use in uses}
-    for folder in ("data", "rejected"):
-        for info in list_folder(dataset / folder):
-            if _name(info) not in kept and _is_older(info, older_than):
-                yield info
     for info, segment in segments:
-        if (segment is None or segment.key not in needed) and _is_older(info, older_than):
-            yield info
+        is_needed = segment is not None and segment.key in needed
+        if _SEGMENT.fullmatch(info.name) and not is_needed and is_older(info, older_than):
+            yield dataset / "ids" / info.name, info
 
 
-def vacuum(dataset: Location, keep_snapshots: int, older_than: float) -> tuple[int, int]:
-    """Delete orphans and all but the newest snapshots; returns how many files and bytes went."""
-    numbers = snapshot_numbers(dataset)
-    # The snapshots go first: one that names files which are gone must not be found by a reader.
-    for number in numbers[:-keep_snapshots]:
-        delete(dataset / "snapshots" / f"{number:08d}.parquet")
-    num_files = num_bytes = 0
-    for info in list(orphans(dataset, keep_snapshots, older_than)):
-        folder = info.url.rsplit("/", 2)[-2]
-        delete(dataset / folder / _name(info))
-        num_files, num_bytes = num_files + 1, num_bytes + info.size
-    return num_files, num_bytes
+def vacuum(dataset: Location, keep_snapshots: int, grace_seconds: float) -> Removed:
+    """Delete orphans and all but the newest snapshots that were replaced before the grace period.
+
+    Raises LeaseTaken where another vacuum is at work, LeaseLost where this one was held up for too long.
+    """
+    with take(dataset, "vacuum", "vacuum") as lease:
+        users = tuple(lease.users())
+        moment = (lease.now() or 0.0) - grace_seconds
+        if any(user.snapshots is None for user in users):
+            return Removed(0, 0, users=users)
+        files = snapshot_files(dataset)
+        while True:
+            states = files.look()
+            retired = retiring(states, keep_snapshots, moment, users)
+            found = list(orphans(dataset, [n for n in states.numbers if n not in retired], moment))
+            if not found and not retired:
+                return Removed(0, 0, users=users)
+            if files.fence(states.last + 1):
+                break
+        # The snapshots go first: one that names files which are gone must not be found by a reader.
+        for number in retired:
+            lease.check()
+            files.retire(number)
+        # A data file says that its fragment is done, so it goes before its rejected rows.
+        for is_data in (True, False):
+            remove(lease, [place for place, _ in found if (place.url.split("/")[-2] == "data") == is_data])
+        return Removed(len(found), sum(info.size for _, info in found), len(retired), users)
 
 
-def _is_older(info: FileInfo, moment: float) -> bool:
+def retiring(states: States, keep_snapshots: int, moment: float, users: Collection[Holder]) -> list[int]:
+    """Numbers of the snapshots that may go: not of the newest, replaced before `moment`, read by nobody."""
+    read = {number for user in users for number in user.snapshots or ()}
+    newest = set(states.numbers[-keep_snapshots:])
+    return [number for number in states.superseded_before(moment) if number not in newest and number not in read]
+
+
+def remove(lease: Lease, locations: list[Location]) -> None:
+    """Delete files in bulk; raises LeaseLost before the first request that could come too late."""
+    for start in range(0, len(locations), FILES_A_REQUEST):
+        lease.check()
+        delete_all(locations[start : start + FILES_A_REQUEST])
+
+
+def is_older(info: FileInfo, moment: float) -> bool:
+    """Whether a file is known to have been last modified before a moment."""
     return info.modified is not None and info.modified < moment
-
-
-def _name(info: FileInfo) -> str:
-    return info.url.rsplit("/", 1)[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from operators.corpus.reading import read_fragments
 from operators.corpus.source import Source
 from operators.embedder.quantization import OutputDtype, to_arrow
 from operators.embedder.sparse_vectors import SparseVectors
-from operators.storage import Location
+from operators.storage import Location, write_whole
 from operators.store.dataset import Identity, encode_schema
-from operators.store.fragments import FragmentRecord, write_fragment
+from operators.store.fragments import FragmentRecord, data_file, rejected_file, write_fragment
 from operators.work.fragment import Extent, Fragment, FragmentBatch, SourceFile, Unit
 
 KEEP = pa.schema([("lang", pa.string())])
@@ -105,3 +106,11 @@ def records_of(num_files: int, parts: int = 2) -> list[FragmentRecord]:
 def make_record(unit: Unit, part: int, last: bool) -> FragmentRecord:
     """A record with counts that tell it from others."""
     return FragmentRecord(Fragment(unit, part, last), 10 + part, 9, 1, 70, 3, 2, 1, 1000, "d" * 32)
+
+
+def laid_out(dataset: Location, records: Sequence[FragmentRecord]) -> list[FragmentRecord]:
+    """The records, with files of their sizes in the dataset that hold nothing."""
+    for record in records:
+        write_whole(data_file(dataset, record.key), bytes(record.bytes))
+        write_whole(rejected_file(dataset, record.key), b"rejected")
+    return list(records)

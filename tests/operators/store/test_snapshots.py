@@ -12,9 +12,10 @@ import pytest
 from operators.corpus.source import Source
 from operators.corpus.units import plan_units
 from operators.errors import InputError
-from operators.storage import Location
-from operators.store.fragments import FragmentRecord, data_file
+from operators.storage import Location, delete, read_bytes, write_whole
+from operators.store.fragments import FragmentRecord, data_file, rejected_file
 from operators.store.snapshots import (
+    FilesGone,
     Snapshot,
     latest_snapshot,
     publish,
@@ -25,13 +26,13 @@ from operators.store.snapshots import (
     written_fragments,
 )
 from operators.work.fragment import Extent, SourceFile, Unit
-from tests.operators.store.stored_fragments import make_dataset, make_identity, make_record, records_of
+from tests.operators.store.stored_fragments import laid_out, make_dataset, make_identity, make_record, records_of
 
 
 def test_a_snapshot_is_read_back_in_order(tmp_path: Path) -> None:
     dataset = Location(str(tmp_path))
     assert latest_snapshot(dataset) == Snapshot(0, ())
-    records = records_of(30)
+    records = laid_out(dataset, records_of(30))
     random.Random(1).shuffle(records)
     first = publish(dataset, records)
     assert first == Snapshot(1, tuple(records)) == read_snapshot(dataset, 1) == latest_snapshot(dataset)
@@ -44,14 +45,14 @@ def test_a_snapshot_is_read_back_in_order(tmp_path: Path) -> None:
 def test_packs_of_many_files_keep_their_extents(tmp_path: Path) -> None:
     files = [SourceFile(f"/none/{i} é.txt", i, f"etag{i}") for i in range(300)]
     units = list(plan_units(files, Source(path="/none"), (), 65536, {}))
-    records = [make_record(unit, 0, True) for unit in units]
+    records = laid_out(Location(str(tmp_path)), [make_record(unit, 0, True) for unit in units])
     assert publish(Location(str(tmp_path)), records).records == tuple(records)
     assert latest_snapshot(Location(str(tmp_path))).records == tuple(records)
 
 
 def test_the_same_fragments_are_published_once(tmp_path: Path) -> None:
     dataset = Location(str(tmp_path))
-    records = records_of(3)
+    records = laid_out(dataset, records_of(3))
     assert publish(dataset, records).number == publish(dataset, records[::-1]).number == 1
     assert publish(dataset, records[1:]).number == 2
     assert publish(dataset, records).number == 3
@@ -60,7 +61,7 @@ def test_the_same_fragments_are_published_once(tmp_path: Path) -> None:
 def test_racing_runs_lose_nothing(tmp_path: Path) -> None:
     """Sixteen writers of different fragments at once: sixteen snapshots, each whole and under a number of its own."""
     dataset = Location(str(tmp_path))
-    runs = [[record] for record in records_of(16, parts=1)]
+    runs = [[record] for record in laid_out(dataset, records_of(16, parts=1))]
     with ThreadPoolExecutor(16) as threads:
         published = list(threads.map(lambda run: publish(dataset, run), runs))
     assert sorted(snapshot.number for snapshot in published) == list(range(1, 17))
@@ -71,7 +72,7 @@ def test_racing_runs_lose_nothing(tmp_path: Path) -> None:
 
 def test_racing_runs_of_the_same_job_share_a_snapshot(tmp_path: Path) -> None:
     dataset = Location(str(tmp_path))
-    records = records_of(5)
+    records = laid_out(dataset, records_of(5))
     with ThreadPoolExecutor(8) as threads:
         published = list(threads.map(lambda _: publish(dataset, records), range(8)))
     assert {snapshot.number for snapshot in published} == {1}
@@ -79,7 +80,7 @@ def test_racing_runs_of_the_same_job_share_a_snapshot(tmp_path: Path) -> None:
 
 
 def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
-    publish(Location(str(tmp_path)), records_of(2))
+    publish(Location(str(tmp_path)), laid_out(Location(str(tmp_path)), records_of(2)))
     path = tmp_path / "snapshots" / "00000001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match=r"^restore .*00000001.parquet"):
@@ -88,10 +89,26 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
 
 def test_other_files_are_no_snapshots(tmp_path: Path) -> None:
     dataset = Location(str(tmp_path))
-    publish(dataset, records_of(1))
+    publish(dataset, laid_out(dataset, records_of(1)))
     for name in ("00000002.parquet.tmp", "x0000003.parquet", "000000004.parquet", "README"):
         (tmp_path / "snapshots" / name).write_bytes(b"x")
     assert snapshot_numbers(dataset) == [1]
+
+
+def test_nothing_is_published_of_which_a_file_is_gone_or_another(tmp_path: Path) -> None:
+    dataset = Location(str(tmp_path))
+    records = laid_out(dataset, records_of(3))
+    lost = data_file(dataset, records[2].key)
+    whole = read_bytes(lost)
+    for spoil in (lambda: write_whole(lost, whole[1:]), lambda: delete(lost)):
+        spoil()
+        with pytest.raises(FilesGone, match=rf"^run embed again: data/{records[2].key}.parquet"):
+            publish(dataset, records)
+    write_whole(lost, whole)
+    delete(rejected_file(dataset, records[0].key))
+    with pytest.raises(FilesGone, match=rf"^run embed again: rejected/{records[0].key}.parquet"):
+        publish(dataset, records)
+    assert snapshot_numbers(dataset) == []
 
 
 # --- units and files ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from operators.storage import Location
 from operators.store.fragments import FragmentRecord, data_file
 from operators.store.id_hashes import write_segments
 from operators.store.snapshots import publish, snapshot_numbers
-from operators.store.vacuum import orphans, vacuum
+from operators.store.vacuum import Removed, orphans, vacuum
 from tests.operators.store.stored_fragments import make_dataset, make_identity
 
-NOW = 2_000_000_000.0
+NOW = time.time()
+DAMAGED = "0" * 24
 
 
 def aged_dataset(folder: Path) -> tuple[Location, list[FragmentRecord]]:
@@ -35,28 +37,29 @@ def present(dataset: Location, folder: str) -> set[str]:
 @pytest.mark.parametrize(("keep", "expected"), [(1, [1, 2, 3, 4]), (2, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])])
 def test_what_kept_snapshots_name_stays(tmp_path: Path, keep: int, expected: list[int]) -> None:
     dataset, records = aged_dataset(tmp_path)
-    sizes = {info.url: info.size for info in orphans(dataset, keep, NOW)}
-    assert vacuum(dataset, keep, NOW) == (len(sizes), sum(sizes.values()))
+    sizes = {info.url: info.size for _, info in orphans(dataset, [1, 2][-keep:], NOW)}
+    done = vacuum(dataset, keep, 60)
+    assert (done.files, done.bytes, done.snapshots) == (len(sizes), sum(sizes.values()), 2 - len([1, 2][-keep:]))
     kept = {records[i].key for i in expected}
     assert present(dataset, "data") == kept
     assert present(dataset, "rejected") == {record.key for record in records if record.key in kept and record.rejected}
     assert snapshot_numbers(dataset) == [1, 2][-keep:]
-    assert vacuum(dataset, keep, NOW) == (0, 0)
+    assert vacuum(dataset, keep, 60) == Removed(0, 0)
 
 
 def test_young_files_stay(tmp_path: Path) -> None:
     dataset, records = aged_dataset(tmp_path)
     path = data_file(dataset, records[5].key).url
     os.utime(path, (NOW - 10, NOW - 10))
-    assert vacuum(dataset, 2, NOW - 60)[0] == 1  # its rejected rows, which are an hour old
+    assert vacuum(dataset, 2, 600) == Removed(0, 0), "also its rejected rows, without which it would count as done"
     assert records[5].key in present(dataset, "data")
-    assert vacuum(dataset, 2, NOW)[0] == 1
+    assert vacuum(dataset, 2, 0).files == 2
     assert records[5].key not in present(dataset, "data")
 
 
 def test_a_look_deletes_nothing(tmp_path: Path) -> None:
     dataset, records = aged_dataset(tmp_path)
-    found = {Path(info.url).stem for info in orphans(dataset, 1, NOW)}
+    found = {Path(info.url).stem for _, info in orphans(dataset, [2], NOW)}
     assert found == {records[0].key, records[5].key}
     assert present(dataset, "data") == {record.key for record in records}
 
@@ -68,14 +71,14 @@ def test_hashes_stay_while_a_kept_snapshot_has_a_unit_of_theirs(tmp_path: Path) 
     (needed,) = write_segments(dataset, [(unit, hashes), ("gone", hashes)], True)
     (same,) = write_segments(dataset, [(unit, hashes)], True)
     (gone,) = write_segments(dataset, [("gone", hashes)], True)
-    (tmp_path / "vectors" / "ids" / "damaged.parquet").write_bytes(b"no parquet")
+    (tmp_path / "vectors" / "ids" / f"{DAMAGED}.parquet").write_bytes(b"no parquet")
     for path in (tmp_path / "vectors" / "ids").iterdir():
         os.utime(path, (NOW - 3600, NOW - 3600))
-    vacuum(dataset, 9, NOW - 7200)
-    assert present(dataset, "ids") == {needed.key, same.key, gone.key, "damaged"}
-    vacuum(dataset, 9, NOW)
+    vacuum(dataset, 9, 7200)
+    assert present(dataset, "ids") == {needed.key, same.key, gone.key, DAMAGED}
+    vacuum(dataset, 9, 60)
     assert len(present(dataset, "ids") & {needed.key, same.key}) == len(present(dataset, "ids")) == 1
 
 
 def test_an_empty_dataset(tmp_path: Path) -> None:
-    assert vacuum(Location(str(tmp_path / "none")), 1, NOW) == (0, 0)
+    assert vacuum(Location(str(tmp_path / "none")), 1, 0) == Removed(0, 0)
