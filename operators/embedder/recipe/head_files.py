@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from operators.embedder.recipe.checkpoint import read_json
+from operators.embedder.recipe.folder_keys import check_keys
 from operators.errors import InputError
 
 POOLER = "pooler"
 DIMS = "{dims}"
+_USED = ("in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name")
+_FIXED = {"use_residual": (False,)}
 ACTIVATIONS = ("Identity", "Tanh", "GELU", "ReLU")
 
 
@@ -41,6 +44,7 @@ def read_dense(folder: Path) -> DenseFile:
     names = (config.get("module_input_name"), config.get("module_output_name"))
     if config.get("use_residual") or not set(names) <= {None, "sentence_embedding"}:
         raise InputError(f"{folder} is a Dense module with a residual or for tokens, which is not supported")
+    check_keys(folder / "config.json", config, _USED, _FIXED)
     weights = folder / "model.safetensors"
     if not weights.is_file():
         pickled = " only pickled weights: convert them to" if (folder / "pytorch_model.bin").is_file() else " no"

@@ -9,3 +9,4 @@ Pooling = Literal["mean", "weighted_mean", "cls", "last", "token", "latent_atten
 PoolOver = Literal["all", "after_prompt", "text"]
 Device = Literal["auto", "cpu", "cuda"]  # auto: cuda where there is a GPU
 Side = Literal["right", "left"]
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]

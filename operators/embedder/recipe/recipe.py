@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from operators.embedder.recipe.head_files import DIMS
-from operators.embedder.recipe.keywords import ComputeDtype, Device, Pooling, PoolOver, Side
+from operators.embedder.recipe.keywords import ComputeDtype, Device, Pooling, PoolOver, Side, Similarity
 from operators.embedder.recipe.sparse_head import SparseHead
 from operators.embedder.recipe.templates import TEXT, Template, TextStyle, as_tuple
 from operators.embedder.recipe.word_vectors.settings import WordVectors
@@ -56,6 +56,7 @@ _OF_VISION = {
     "normalize",
     "max_tokens",
     "prompts",
+    "similarity",
     "join",
     "task",
     "text_style",
@@ -76,6 +77,7 @@ _OF_STATIC = {
     "normalize",
     "max_tokens",
     "prompts",
+    "similarity",
     "task",
     "text_style",
     "dims",
@@ -139,6 +141,12 @@ class Recipe(BaseModel):
     sparse: SparseHead | None = Field(default=None, description="sparse vectors, in the same pass")
     normalize: bool = Field(description="scale vectors to length 1")
     max_tokens: int = Field(gt=0, description="tokens read of a text, special tokens and prompt included")
+    role_max_tokens: dict[str, PositiveInt] = Field(
+        default={}, description="role -> tokens read of a text in that role, in place of max_tokens"
+    )
+    truncation_side: Side = Field(
+        default="right", description="left: a text that is too long loses its beginning, with the prompt before it"
+    )
     prompts: dict[str, str | tuple[str, ...]] = Field(
         default={},
         description="role (document, query, ...) -> text put before the input, or around {text}, with {task} and "
@@ -170,6 +178,9 @@ class Recipe(BaseModel):
     )
     image_text_prompt: str | None = Field(
         default=None, description="the same for a row with both, with <image> and {text}; null: such rows are rejected"
+    )
+    similarity: Similarity = Field(
+        default="cosine", description="how two vectors are compared in evaluate, and in an index with metric: auto"
     )
     dims: tuple[int, ...] = Field(default=(), description="Matryoshka sizes that the model was trained for")
     default_dims: int | None = Field(
@@ -276,6 +287,8 @@ def check_template(recipe: Recipe, template: Template, key: str) -> None:
         raise InputError(f"{key} has to have {recipe.prepend.token} once before {{text}}, for prepend")
     if recipe.join == "apart":
         return
+    if recipe.truncation_side == "left" and (template.suffix or template.copies == 2):
+        raise InputError(f"{key} has text after {{text}}: truncation_side: left then needs join: apart")
     if template.copies == 2:
         raise InputError(f"{key} has {{text}} twice, which needs join: apart")
     if template.suffix and recipe.pool_over == "text":

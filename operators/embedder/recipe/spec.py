@@ -38,6 +38,9 @@ _NOT_IN_FINGERPRINT = {
     "examples",
     "dims",
     "default_dims",
+    "role_max_tokens",
+    "truncation_side",
+    "similarity",
     "padding",
     "trust_remote_code",
 }
@@ -69,7 +72,7 @@ def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> Embe
     commit = checkpoint.hub_commit(folder) if _on_hub(recipe.checkpoint) else None
     recipe = recipe.model_copy(
         update={
-            "max_tokens": config.max_tokens or recipe.max_tokens,
+            "max_tokens": config.max_tokens or recipe.role_max_tokens.get(config.role, recipe.max_tokens),
             "compute_dtype": config.compute_dtype or recipe.compute_dtype,
             "trust_remote_code": recipe.trust_remote_code or config.trust_remote_code,
             "revision": commit,
@@ -97,6 +100,7 @@ def embedder_spec(model: str, config: EmbedderConfig, recipes_dir: Path) -> Embe
         "tokenizer": tokenizer,
         "templates": [dataclasses.astuple(template) for template in templates],
         "dim": dim,
+        **({"truncation_side": "left"} if recipe.truncation_side == "left" else {}),  # right: as ever
         **recipe.model_dump(exclude=_NOT_IN_FINGERPRINT),
     }
     digest = fingerprint.mapping_digest(facts)

@@ -29,8 +29,8 @@ def is_static(folder: Path) -> bool:
     return kinds[:1] == ["StaticEmbedding"] or (not kinds and _model_type(folder) == MODEL2VEC_TYPE)
 
 
-def recipe_fields(folder: Path, prompts: dict[str, str]) -> dict[str, Any]:
-    """The fields of the recipe of a static embedder's folder, all but `checkpoint`."""
+def recipe_fields(folder: Path) -> dict[str, Any]:
+    """The fields of the recipe of a static embedder's folder, all but `checkpoint` and what is said of the whole."""
     kinds = _module_kinds(folder)
     if kinds[1:] not in ([], ["Normalize"]):
         raise InputError(
@@ -46,7 +46,6 @@ def recipe_fields(folder: Path, prompts: dict[str, str]) -> dict[str, Any]:
         "pooling": "mean",
         "normalize": normalize,
         "max_tokens": UNBOUNDED_TOKENS,
-        "prompts": prompts,
     }
 
 

@@ -2,7 +2,8 @@
 
 Special tokens and the recipe's end token are put around the kept ids here, with numpy: transformers >= 5 ignores
 `add_eos_token`, and a token that is part of the text is lost to truncation. Of a text that is too long only text is
-lost: the prompt before it, what follows it, special and end tokens always survive.
+lost: the prompt before it, what follows it, special and end tokens always survive. With `truncation_side: left` a
+prompt that is tokenized together with the text is lost with the text's beginning, as in sentence-transformers.
 
 Templates and text are tokenized as one string (`join: together`) or piece by piece (`join: apart`), as the recipe's
 authors do it: at the seams the tokens differ.
@@ -22,13 +23,14 @@ import tokenizers
 from numpy.typing import NDArray
 
 from operators.embedder.recipe import layouts
+from operators.embedder.recipe.keywords import Side
 from operators.embedder.recipe.spec import EmbedderSpec, verified_folder
 from operators.embedder.recipe.templates import Template, prepared
 from operators.embedder.tokens import token_rows
 from operators.embedder.tokens.backend import load_backend, special_ids
 from operators.embedder.tokens.document_offsets import DocumentTokens, document_tokens, offsets_of, pieces
 from operators.embedder.tokens.token_rows import Layout
-from operators.embedder.tokens.truncating import Kept, kept_after, kept_between
+from operators.embedder.tokens.truncating import Kept, kept_after, kept_before, kept_between
 from operators.errors import InputError
 
 ROWS_PER_CALL = 1024  # bounds the tokenizers library's working memory (65 bytes a token)
@@ -52,6 +54,7 @@ class Reading:
 
     template: Template
     apart: bool
+    truncation_side: Side
     layout: Layout
     keep: int  # ids that fit: of the text alone where it is tokenized apart, else of it and the template
     max_text_tokens: int
@@ -62,6 +65,8 @@ class Reading:
 
     def kept(self, backend: tokenizers.Tokenizer, texts: pa.StringArray) -> Kept:
         """The ids of texts, and of the template where it is tokenized with them."""
+        if self.truncation_side == "left":
+            return kept_before(backend, texts, "" if self.apart else self.template.prefix, self.keep)
         if self.apart:
             return kept_after(backend, texts, "", self.keep)
         if not self.template.suffix:
@@ -213,6 +218,7 @@ class Tokenizer:
         return Reading(
             template,
             apart,
+            recipe.truncation_side,
             layout,
             max_text_tokens if apart else content,
             max_text_tokens,

@@ -51,6 +51,12 @@ def kept_after(backend: tokenizers.Tokenizer, texts: pa.StringArray, prompt: str
     return _kept(texts, keep, of_whole, of_prefixes)
 
 
+def kept_before(backend: tokenizers.Tokenizer, texts: pa.StringArray, prompt: str, keep: int) -> Kept:
+    """At most `keep` ids of each text with a prompt before it, the last ones; every text is tokenized whole."""
+    encodings = backend.encode_batch_fast([prompt + text for text in texts.to_pylist()], add_special_tokens=False)
+    return [encoding.ids[-keep:] for encoding in encodings], [len(encoding) for encoding in encodings]
+
+
 def kept_between(backend: tokenizers.Tokenizer, texts: pa.StringArray, prefix: str, suffix: str, keep: int) -> Kept:
     """At most `keep` ids of prefix + text + suffix as one string, of which the text alone is cut."""
 
