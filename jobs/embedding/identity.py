@@ -79,6 +79,7 @@ def _identity(config: EmbedConfig, spec: EmbedderSpec, keep_schema: str, pack_be
         keep_schema=keep_schema,
         pack_below_bytes=pack_below_bytes,
         sparse_dim=spec.sparse_dim,
+        similarity=spec.recipe.similarity,
     )
 
 

@@ -26,12 +26,13 @@ from jobs.embedding.capacity import EMBED_CPU_SHARE, workers_that_fit
 from jobs.embedding.config import Compute
 from jobs.embedding.identity import RECIPES
 from operators.embedder.prompted_embedders import PromptedEmbedders
+from operators.embedder.recipe.keywords import Similarity
 from operators.embedder.recipe.recipe import EmbedderConfig
 from operators.embedder.recipe.spec import EmbedderSpec, embedder_spec
 from operators.embedder.tokens.tokenizing import Tokenizer
 from operators.errors import InputError
 from operators.evaluation.beir import BLOCK_ROWS, DocumentBlock, read_corpus
-from operators.evaluation.encoding import Prompted, Vectors, unit_vectors
+from operators.evaluation.encoding import Prompted, Vectors, comparable
 from operators.evaluation.nearest import BlockHits, NearestDocuments, nearest_of_block
 from operators.evaluation.retrieval import Run
 from operators.storage import Location
@@ -107,7 +108,7 @@ class EmbeddingWorker:
     ) -> tuple[BlockHits, Embedded]:
         """The nearest documents of a block, and what embedding it took, without the vectors."""
         embedded = self.embed(spec, 0, block.texts)
-        vectors_ND = unit_vectors(embedded.vectors_ND, "documents")
+        vectors_ND = comparable(embedded.vectors_ND, spec.recipe.similarity, "documents")
         hits = nearest_of_block(queries_QD, vectors_ND, block.ids, block.start, k)
         return hits, dataclasses.replace(embedded, vectors_ND=vectors_ND[:, :0])
 
@@ -149,6 +150,11 @@ class EmbeddingPool:
         """See `prompted_spec`."""
         return prompted_spec(self._model, self._config, prompted)
 
+    @property
+    def similarity(self) -> Similarity:
+        """See `operators.evaluation.encoding.Encoder.similarity`."""
+        return self.spec.recipe.similarity
+
     def embed(self, texts: Sequence[str], prompted: Prompted) -> Vectors:
         """Vectors [N, D] of the texts, in order."""
         spec = self.spec_of(prompted)
@@ -166,8 +172,9 @@ class EmbeddingPool:
     def nearest(
         self, query_ids: tuple[str, ...], queries_QD: Vectors, documents: Iterable[Any], prompted: Prompted, k: int
     ) -> Run:
-        """The k documents of the highest cosine with each query; `documents` are blocks, or references to them."""
-        spec, queries = self.spec_of(prompted), ray.put(unit_vectors(queries_QD, "queries"))
+        """The k documents of the highest similarity with each query; `documents` are blocks, or references to them."""
+        spec = self.spec_of(prompted)
+        queries = ray.put(comparable(queries_QD, spec.recipe.similarity, "queries"))
         found = NearestDocuments(len(query_ids), k)
         with self._timed():
             for hits, done in self._stream(

@@ -11,6 +11,7 @@ from jobs.embedding.identity import dataset_fingerprint
 from jobs.embedding.pool import EmbeddingPool, corpus_blocks
 from jobs.embedding.queries import as_queries, document_config
 from jobs.indexing.open_shards import Crew, ask, open_shards, search_all
+from operators.embedder.recipe.keywords import Similarity
 from operators.errors import InputError
 from operators.evaluation.beir import RetrievalSet, read_corpus
 from operators.evaluation.bm25 import bm25_run
@@ -33,6 +34,11 @@ class PooledModel:
 
     def __init__(self, pool: EmbeddingPool) -> None:
         self._pool = pool
+
+    @property
+    def similarity(self) -> Similarity:
+        """See `Encoder.similarity`."""
+        return self._pool.similarity
 
     def embed(self, texts: tuple[str, ...], prompted: Prompted) -> Vectors:
         """See `Encoder.embed`."""

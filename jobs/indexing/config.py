@@ -64,7 +64,7 @@ class IndexConfig(BaseModel):
         description="auto = by size, memory and recall; or any faiss factory string, such as IVF4096,SQ8 or HNSW32",
     )
     metric: Literal["auto", "cosine", "ip", "l2", "hamming"] = Field(
-        default="auto", description="auto = cosine, and hamming for binary vectors"
+        default="auto", description="auto = as the model compares (mostly cosine), and hamming for binary vectors"
     )
     bytes_per_vector: float | None = Field(
         default=None, gt=0, description="memory that searching may take per vector, for spec: auto; null = no limit"

@@ -131,7 +131,7 @@ def identify_index(config: IndexConfig, source: Embeddings, index: Location) -> 
     """
     dim, kept = source.identity.dim, tuple(source.identity.keep.names)
     sparse_dim = _sparse_dim(config, source)
-    metric = choose_metric(config.metric, source.identity.dtype) if dim else "ip"
+    metric = choose_metric(config.metric, source.identity.dtype, source.identity.similarity) if dim else "ip"
     for name in config.keep or ():
         if name not in kept:
             raise InputError(

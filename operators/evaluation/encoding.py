@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.embedder.recipe.keywords import Similarity
+from operators.errors import InputError
 from operators.evaluation.beir import RetrievalSet
 from operators.evaluation.outcome import check_finite
 from operators.evaluation.retrieval import Run
@@ -42,6 +44,11 @@ class Prompted:
 class Encoder(Protocol):
     """A model that embeds."""
 
+    @property
+    def similarity(self) -> Similarity:
+        """How its vectors are compared where a task ranks."""
+        ...
+
     def embed(self, texts: Sequence[str], prompted: Prompted) -> Vectors:
         """Vectors [N, D] of the texts, in order; InputError where the model gives no finite vector."""
         ...
@@ -53,6 +60,16 @@ class Retriever(Protocol):
     def retrieve(self, task: Task, data: RetrievalSet) -> Run:
         """The best `task.depth` documents of every judged query."""
         ...
+
+
+def comparable(vectors_ND: Vectors, similarity: Similarity, what: str) -> Vectors:
+    """The vectors in a form whose inner products are their similarities; InputError where there is none, or NaN."""
+    if similarity == "dot":
+        check_finite(np.linalg.norm(vectors_ND.astype(np.float64), axis=1), f"vectors of {what}")
+        return vectors_ND.astype(np.float32, copy=False)
+    if similarity != "cosine":
+        raise InputError(f"set similarity: cosine or dot in a recipe: models that compare by {similarity} do not rank")
+    return unit_vectors(vectors_ND, what)
 
 
 def unit_vectors(vectors_ND: Vectors, what: str) -> Vectors:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from operators.embedder.recipe.templates import TASK, as_tuple
 from operators.errors import InputError
 from operators.evaluation.beir import BLOCK_ROWS, DocumentBlock, document_text
-from operators.evaluation.encoding import Encoder, Prompted, Vectors, unit_vectors
+from operators.evaluation.encoding import Encoder, Prompted, Vectors, comparable
 from operators.evaluation.retrieval import Run
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class CorpusEncoder(Encoder, Protocol):
         prompted: Prompted,
         k: int,
     ) -> Run:
-        """The k documents of the highest cosine with each query."""
+        """The k documents of the highest similarity with each query."""
         ...
 
 
@@ -60,7 +60,7 @@ class MtebModel:
             "revision": self._spec.fingerprint[:16],
             "embed_dim": self._spec.dim,
             "max_tokens": self._spec.recipe.max_tokens,
-            "similarity_fn_name": "cosine",
+            "similarity_fn_name": self._spec.recipe.similarity,
         }
         return ModelMeta.create_empty(facts)
 
@@ -83,13 +83,16 @@ class MtebModel:
         return self._encoder.embed(texts, self._prompted(task_metadata, prompt_type))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosines of every row of one with every row of the other."""
-        return unit_vectors(np.atleast_2d(embeddings1), "texts") @ unit_vectors(np.atleast_2d(embeddings2), "texts").T
+        """Similarities of every row of one with every row of the other."""
+        return self._comparable(embeddings1) @ self._comparable(embeddings2).T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosines of each row of one with the same row of the other."""
-        one_ND, other_ND = (unit_vectors(np.atleast_2d(rows), "texts") for rows in (embeddings1, embeddings2))
+        """Similarities of each row of one with the same row of the other."""
+        one_ND, other_ND = (self._comparable(rows) for rows in (embeddings1, embeddings2))
         return np.einsum("nd,nd->n", one_ND, other_ND)
+
+    def _comparable(self, vectors: Any) -> Vectors:
+        return comparable(np.atleast_2d(vectors), self._spec.recipe.similarity, "texts")
 
     def index(
         self,
@@ -142,8 +145,8 @@ class MtebModel:
         for block in _blocks(self._corpus):
             pairs = zip(block.ids.to_pylist(), block.texts.to_pylist(), strict=True)
             texts |= {doc: text for doc, text in pairs if doc in named}
-        vectors_ND = unit_vectors(self._encoder.embed(tuple(texts.values()), prompted), "documents")
-        queries_QD = unit_vectors(queries_QD, "queries")
+        vectors_ND = self._comparable(self._encoder.embed(tuple(texts.values()), prompted))
+        queries_QD = self._comparable(queries_QD)
         place = {doc: i for i, doc in enumerate(texts)}
         run: dict[str, dict[str, float]] = {}
         for number, query in enumerate(query_ids):

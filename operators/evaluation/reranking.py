@@ -1,4 +1,4 @@
-"""Reranking: the few candidates of each query in the order of their cosine with it.
+"""Reranking: the few candidates of each query in the order of their similarity with it.
 
 A line of the file has a query, its positives and its negatives (lists of texts). A query that lacks one of the two is
 left out, as in MTEB; so is the order of ties: by names that put positives first.
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from operators.errors import InputError
-from operators.evaluation.encoding import Encoder, Prompted, unit_vectors
+from operators.evaluation.encoding import Encoder, Prompted, comparable
 from operators.evaluation.outcome import Outcome
 from operators.evaluation.retrieval import Run, score_run
 from operators.evaluation.tables import rows, task_file
@@ -60,8 +60,8 @@ def read_candidates(task: Task) -> Candidates:
 def score_reranking(task: Task, data: Candidates, encoder: Encoder) -> Outcome:
     """The metrics of retrieval over each query's own candidates."""
     texts = list(dict.fromkeys(text for documents in data.documents for _, text, _ in documents))
-    queries_QD = unit_vectors(encoder.embed(data.queries, Prompted.query(task)), task.name)
-    vectors_ND = unit_vectors(encoder.embed(texts, Prompted.text(task)), task.name)
+    queries_QD = comparable(encoder.embed(data.queries, Prompted.query(task)), encoder.similarity, task.name)
+    vectors_ND = comparable(encoder.embed(texts, Prompted.text(task)), encoder.similarity, task.name)
     place = {text: i for i, text in enumerate(texts)}
     run: dict[str, dict[str, float]] = {}
     qrels: dict[str, dict[str, int]] = {}

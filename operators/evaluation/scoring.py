@@ -14,7 +14,7 @@ from operators.evaluation.beir import RetrievalSet, number_of, read_retrieval
 from operators.evaluation.bitext import score_bitext
 from operators.evaluation.classification import LabelledTexts, read_labelled, score_classification, train_draws
 from operators.evaluation.clustering import Clusters, read_clusters, score_clusters
-from operators.evaluation.encoding import Encoder, Prompted, Retriever, unit_vectors
+from operators.evaluation.encoding import Encoder, Prompted, Retriever, comparable
 from operators.evaluation.outcome import Outcome
 from operators.evaluation.pairs import cosines, score_pairs, score_sts
 from operators.evaluation.reranking import Candidates, read_candidates, score_reranking
@@ -76,7 +76,8 @@ def _score_pairs(task: Task, data: TextPairs, encoder: Encoder) -> Outcome:
     one_ND, other_ND = vectors_ND[: len(data.one)], vectors_ND[len(data.one) :]
     try:
         if task.kind == "bitext":
-            return score_bitext(unit_vectors(one_ND, task.name), unit_vectors(other_ND, task.name))
+            one_ND, other_ND = (comparable(rows, encoder.similarity, task.name) for rows in (one_ND, other_ND))
+            return score_bitext(one_ND, other_ND)
         score = score_sts if task.kind == "sts" else score_pairs
         return score(cosines(one_ND, other_ND), data.judged)
     except InputError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from operators.embedder.quantization import OutputDtype
+from operators.embedder.recipe.keywords import Similarity
 from operators.errors import InputError
 from operators.index.library import faiss
 
@@ -50,15 +51,27 @@ class IndexSpec:
         return self.metric == "hamming"
 
 
-def choose_metric(wanted: Literal["auto", "cosine", "ip", "l2", "hamming"], dtype: OutputDtype) -> Metric:
-    """The metric for vectors of a form; raises InputError where the two do not go together."""
+_METRIC_OF: dict[Similarity, Metric] = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
+
+
+def choose_metric(
+    wanted: Literal["auto", "cosine", "ip", "l2", "hamming"], dtype: OutputDtype, similarity: Similarity = "cosine"
+) -> Metric:
+    """The metric for vectors of a form, whose model compares them by `similarity`.
+
+    Raises InputError where they do not go together.
+    """
     if (dtype == "binary") != (wanted == "hamming") and wanted != "auto":
         raise InputError(
             f"set metric: {'hamming' if dtype == 'binary' else 'cosine, ip or l2'} (or auto): "
             f"the embeddings are {dtype}, metric is {wanted}"
         )
     if wanted == "auto":
-        return "hamming" if dtype == "binary" else "cosine"
+        if dtype == "binary":
+            return "hamming"
+        if similarity not in _METRIC_OF:
+            raise InputError(f"set metric: cosine, ip or l2: the model compares vectors by {similarity}")
+        return _METRIC_OF[similarity]
     return wanted
 
 

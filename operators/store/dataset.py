@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from operators.embedder.quantization import OutputDtype
+from operators.embedder.recipe.keywords import Similarity
 from operators.errors import InputError
 from operators.storage import Location, create_exclusive, exists, read_bytes
 
@@ -40,6 +41,7 @@ class Identity:
     # Where a fragment ends, decided once; 0: begun before outputs had such sizes, so as the config says
     fragment_rows: int = 0
     fragment_bytes: int = 0
+    similarity: Similarity = "cosine"  # of the model, for an index with metric: auto
 
     @property
     def keep(self) -> pa.Schema:

@@ -51,7 +51,7 @@ TEXT_MODALITY: Fixed = {"method": ("forward",), "method_output_name": ("last_hid
 
 
 def check_keys(where: Path | str, found: Mapping[str, Any], used: Collection[str], fixed: Fixed) -> None:
-    """Raise InputError naming the first key that is not known, or has a value that changes vectors in ways not known."""
+    """Raise InputError naming the first key that is not known, or has a value that may change vectors."""
     for key, value in found.items():
         if key in used or value is None or value in ({}, [], ""):
             continue

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from operators.embedder.recipe.keywords import Similarity
 from operators.errors import InputError
 from operators.evaluation.beir import RetrievalSet, read_corpus
-from operators.evaluation.encoding import Prompted, Vectors, unit_vectors
+from operators.evaluation.encoding import Prompted, Vectors, comparable, unit_vectors
 from operators.evaluation.nearest import NearestDocuments, nearest_of_block
 from operators.evaluation.outcome import Outcome
 from operators.evaluation.pairs import cosines, score_sts
@@ -54,6 +55,11 @@ class RankEmbedder:
         self.is_sparse = bool(encoder.spec.sparse_dim)
         """Whether vectors are compared by their inner product, as they are."""
 
+    @property
+    def similarity(self) -> Similarity:
+        """See `operators.evaluation.encoding.Encoder.similarity`."""
+        return self._encoder.spec.recipe.similarity
+
     def embed(self, texts: Sequence[str], prompted: Prompted) -> Vectors:
         """See `operators.evaluation.encoding.Encoder.embed`."""
         if prompted not in self._readers:
@@ -73,11 +79,11 @@ class RankEmbedder:
         """See `operators.evaluation.encoding.Retriever.retrieve`."""
         if task.index is not None:
             raise InputError(f"take the index out of the task {task.name!r}: it holds vectors of another model")
-        queries_QD = unit_vectors(self.embed(data.queries, Prompted.query(task)), "queries")
+        queries_QD = comparable(self.embed(data.queries, Prompted.query(task)), self.similarity, "queries")
         found = NearestDocuments(len(data.queries), task.depth)
         for block in read_corpus(data.corpus):
             texts = block.texts.to_pylist()
-            vectors_ND = unit_vectors(self.embed(texts, Prompted.text(task)), "documents")
+            vectors_ND = comparable(self.embed(texts, Prompted.text(task)), self.similarity, "documents")
             found.add(nearest_of_block(queries_QD, vectors_ND, block.ids, block.start, task.depth))
         return found.run(data.query_ids)
 

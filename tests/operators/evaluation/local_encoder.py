@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from operators.embedder.recipe.keywords import Similarity
 from operators.evaluation.beir import DocumentBlock, RetrievalSet, read_corpus
-from operators.evaluation.encoding import Prompted, Vectors, unit_vectors
+from operators.evaluation.encoding import Prompted, Vectors, comparable
 from operators.evaluation.nearest import NearestDocuments, nearest_of_block
 from operators.evaluation.retrieval import Run
 from operators.evaluation.tasks import Task
@@ -16,8 +17,8 @@ from operators.evaluation.tasks import Task
 class WordEncoder:
     """Good enough to rank texts of a topic above others, and as slow as a dictionary."""
 
-    def __init__(self, dim: int = 24) -> None:
-        self._dim = dim
+    def __init__(self, dim: int = 24, similarity: Similarity = "cosine") -> None:
+        self._dim, self.similarity = dim, similarity
         self._vectors: dict[str, Vectors] = {}
 
     def embed(self, texts: Sequence[str], prompted: Prompted) -> Vectors:
@@ -35,9 +36,9 @@ class WordEncoder:
     ) -> Run:
         """See `CorpusEncoder.nearest`."""
         found = NearestDocuments(len(query_ids), k)
-        queries_QD = unit_vectors(queries_QD, "queries")
+        queries_QD = comparable(queries_QD, self.similarity, "queries")
         for block in documents:
-            vectors_ND = unit_vectors(self.embed(block.texts.to_pylist(), prompted), "documents")
+            vectors_ND = comparable(self.embed(block.texts.to_pylist(), prompted), self.similarity, "documents")
             found.add(nearest_of_block(queries_QD, vectors_ND, block.ids, block.start, k))
         return found.run(query_ids)
 

@@ -42,6 +42,7 @@ class _Spec:
 
     class recipe:
         max_tokens = 512
+        similarity = "cosine"
         prompts: ClassVar[dict[str, str]] = {}
 
 

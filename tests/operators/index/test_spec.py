@@ -44,6 +44,12 @@ def test_auto_says_what_to_change_where_nothing_fits() -> None:
 def test_the_metric_follows_the_form_of_the_vectors() -> None:
     assert choose_metric("auto", "binary") == "hamming"
     assert choose_metric("auto", "int8") == "cosine"
+    assert choose_metric("auto", "float32", "dot") == choose_metric("auto", "int8", "dot") == "ip"
+    assert choose_metric("auto", "float32", "euclidean") == "l2"
+    assert choose_metric("auto", "binary", "dot") == "hamming"
+    assert choose_metric("cosine", "float32", "dot") == "cosine"
+    with pytest.raises(InputError, match="set metric: .* compares vectors by manhattan"):
+        choose_metric("auto", "float32", "manhattan")
     with pytest.raises(InputError, match="set metric: hamming"):
         choose_metric("cosine", "binary")
 
