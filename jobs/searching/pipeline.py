@@ -37,6 +37,8 @@ from operators.index.list_costs import finer_store
 from operators.index.open import check_columns
 from operators.index.queries import TEXTS_AT_ONCE
 from operators.index.snapshot import IndexSnapshot, Settings
+from operators.index.spec import make_index
+from operators.index.training import num_lists
 from operators.index.vectors import VECTORS_AT_ONCE
 from operators.storage import Location, delete, exists, iter_files, locate, open_input, upload
 from operators.store.dataset import Identity, encode_schema
@@ -95,6 +97,7 @@ def _setup(
 ) -> SearchSetup:
     index = locate(config.index, config.storage_options)
     check_columns(config.columns, ray.get(workers[0].columns.remote()))
+    selected = 0
     if config.filter is not None:
         selected = sum(ray.get([worker.select.remote(config.filter) for worker in workers]))
         logger.info("%s of %s vectors match the filter", f"{selected:,}", f"{snapshot.num_vectors:,}")
@@ -133,6 +136,8 @@ def _setup(
         batch_rows,
         mode,
         config.fusion,
+        selected,
+        num_lists(make_index(spec), spec) if (spec := snapshot.identity.spec).dim else 0,
     )
 
 

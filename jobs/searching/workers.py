@@ -21,7 +21,7 @@ from jobs.embedding.workers import retried
 from jobs.indexing.open_shards import ask, search_all, search_sparse
 from operators.embedder.sparse_vectors import SparseVectors
 from operators.index.fusion import Fusion, Mode, fuse
-from operators.index.group import Found
+from operators.index.group import Found, widened
 from operators.index.list_costs import FinerStore
 from operators.index.open import RESULT_COLUMNS, result_table
 from operators.index.queries import Queries, read_query_vectors
@@ -57,6 +57,8 @@ class SearchSetup:
     batch_rows: int  # ready vectors searched at once
     mode: Mode
     fusion: Fusion
+    selected: int  # vectors that match the filter; 0: there is none
+    num_lists: int  # inverted lists of the index; 0: it has none
 
 
 def part_file(parts: Location, key: str) -> Location:
@@ -144,17 +146,20 @@ def _find(batch: FragmentBatch, setup: SearchSetup) -> Found:
 
 
 def _find_dense(queries_QD: Vectors, k: int, setup: SearchSetup) -> Found:
-    found, _ = search_all(
-        setup.workers,
-        ray.put(queries_QD),
-        len(queries_QD),
-        k,
-        setup.settings,
-        setup.filter,
-        setup.larger_is_better,
-        setup.finer,
-    )
-    return found
+    def search(some_QD: Vectors, settings: Settings) -> Found:
+        found, _ = search_all(
+            setup.workers,
+            ray.put(some_QD),
+            len(some_QD),
+            k,
+            settings,
+            setup.filter,
+            setup.larger_is_better,
+            setup.finer,
+        )
+        return found
+
+    return widened(search, queries_QD, setup.settings, min(k, setup.selected), setup.num_lists)
 
 
 def _results(ids: Any, found: Found, setup: SearchSetup) -> pa.Table:

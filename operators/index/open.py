@@ -17,7 +17,7 @@ import pyarrow as pa
 from operators.embedder.sparse_vectors import SparseVectors
 from operators.errors import InputError
 from operators.index.fusion import Fusion, fuse
-from operators.index.group import Found, ShardGroup, as_given, cut_after_ties, joined, settings_for, with_ties
+from operators.index.group import Found, ShardGroup, as_given, cut_after_ties, joined, settings_for, widened, with_ties
 from operators.index.list_costs import finer_store
 from operators.index.snapshot import IndexIdentity, IndexSnapshot, Settings, read_index
 from operators.index.vectors import VECTORS_AT_ONCE, Vectors
@@ -129,10 +129,18 @@ class Index:
         """Scores and ids of the k nearest; `queries_QD` as `VectorSpace.prepared` returns them."""
         if k < 1:
             raise InputError(f"ask for at least one result: k is {k}")
+        least = 0
         if filter is not None:
-            settings = settings_for(settings, self._group.select(filter), self.snapshot.num_vectors)
+            selected = self._group.select(filter)
+            least, settings = min(k, selected), settings_for(settings, selected, self.snapshot.num_vectors)
         parts = [
-            self._find(queries_QD[start : start + VECTORS_AT_ONCE], k, settings, filter)
+            widened(
+                lambda some_QD, settings: self._find(some_QD, k, settings, filter),
+                queries_QD[start : start + VECTORS_AT_ONCE],
+                settings,
+                least,
+                self._group.num_lists,
+            )
             for start in range(0, max(1, len(queries_QD)), VECTORS_AT_ONCE)
         ]
         return joined(parts)

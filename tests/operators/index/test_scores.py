@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from jobs.embedding.queries import as_queries
 from operators.embedder.quantization import OutputDtype, calibrate_scale, to_arrow
 from operators.errors import InputError
+from operators.index import group
 from operators.index.open import Index
 from operators.index.queries import Queries, read_query_vectors
 from operators.index.snapshot import Settings
@@ -165,3 +166,24 @@ def test_a_filter_keeps_the_recall_and_finds_k(tmp_path: Path, factory: str, lan
     worst_Q1 = np.sort(scores_QN, axis=1)[:, K - 1 : K]
     exact = np.take_along_axis(scores_QN, ids, 1) <= worst_Q1 * (1.02 if "SQ8" in factory else 1 + 1e-6)
     assert exact.mean() > 0.97
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,SQ8,RFlat", "BIVF8"])
+@pytest.mark.parametrize("num_queries", [1, 30])
+def test_what_a_filter_selects_is_found_where_it_is_far_from_the_query(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str, num_queries: int
+) -> None:
+    monkeypatch.setattr(group, "_FEW_SELECTED", 0)  # as if more were selected than are compared one by one
+    is_binary = factory.startswith("B")
+    documents_ND = _vectors(2000, 7)
+    documents_ND[:, 0] = np.where(np.arange(2000) % 4 == 0, 30.0, -30.0)  # those with lang en lie by themselves
+    if is_binary:
+        documents_ND[:, : DIM // 2] = np.sign(documents_ND[:, :1]) * np.abs(documents_ND[:, : DIM // 2])
+    queries_QD = documents_ND[1 : 4 * num_queries : 4].copy()
+    dtype: OutputDtype = "binary" if is_binary else "float32"
+    metric: Metric = "hamming" if is_binary else "l2"
+    write_dataset(str(tmp_path / "e"), [("a.parquet", Documents.of(documents_ND))], dtype, 1500)
+    index = build_index(Location(str(tmp_path / "i")), Location(str(tmp_path / "e")), factory, metric, 2)
+    table = index.search(queries_QD, K, filter="lang == 'en'", settings=Settings(nprobe=1))
+    assert table.num_rows == num_queries * K
+    assert all(int(doc.rsplit("-", 1)[-1]) % 4 == 0 for doc in table["doc_id"].to_pylist())
