@@ -34,7 +34,7 @@ from operators.storage import Location, read_bytes
 from operators.storage.cache import Cache
 
 SHARD_BITS = 40
-_FEW_SELECTED = 10_000  # vectors that a filter selects; to compare a query with them takes 3.5 ms of a core (384 float32 each)
+_FEW_SELECTED = 10_000  # vectors that a filter selects; comparing a query with all takes 3.5 ms (384 float32 each)
 _WIDER = 4  # times the lists, for queries that found too few in theirs
 _ALL_LISTS = 1 << 30  # cut to the lists that there are
 
