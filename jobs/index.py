@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.session import connect
 from jobs.indexing.config import IndexConfig as Config
 from jobs.indexing.outcome import IndexLog, check_recall
+from jobs.indexing.place import Place
 from jobs.indexing.present import Present, find_present, without_lost_training
+from jobs.indexing.small import place_for
 from jobs.indexing.source import Embeddings, at_work, identify_index, open_embeddings, queries_name
 from jobs.indexing.steps import build_changes, plan_changes, prepare, publish_after
 from operators.index.by_list import remove_scattered
@@ -56,11 +57,11 @@ def _run(config: Config, source: Embeddings, index: Location) -> int:
     if previous is not None and present.is_sound and source.is_held_by(previous) and log.is_measured(previous, name):
         log.nothing_to_do(previous)
         return check_recall(config, previous)
-    with connect(local_cpus=config.compute.local_cpus):
+    with place_for(config, source, index, rows_per_shard, previous) as place:
         if identity.dim:
-            snapshot = _make(config, source, index, identity, present, rows_per_shard, name, log)
+            snapshot = _make(place, config, source, index, identity, present, rows_per_shard, name, log)
         else:
-            snapshot = _make_sparse(config, source, index, identity, present, rows_per_shard, log)
+            snapshot = _make_sparse(place, config, source, index, identity, present, rows_per_shard, log)
     if identity.sharding == "list":
         remove_scattered(index)
     log.finish(snapshot)
@@ -68,6 +69,7 @@ def _run(config: Config, source: Embeddings, index: Location) -> int:
 
 
 def _make(
+    place: Place,
     config: Config,
     source: Embeddings,
     index: Location,
@@ -82,26 +84,27 @@ def _make(
 
     present = without_lost_training(index, present, log)
     before = present.snapshot.trained if present.snapshot is not None else None
-    trained, setup = prepare(config, source, index, identity, before, present.next_generation, name)
-    plan = plan_changes(config, source, setup, present, rows_per_shard)
-    shards = build_changes(config, identity, setup, trained, plan, present.snapshot, log)
+    trained, setup = prepare(place, config, source, index, identity, before, present.next_generation, name)
+    plan = plan_changes(place, config, source, setup, present, rows_per_shard)
+    shards = build_changes(place, config, identity, setup, trained, plan, present.snapshot, log)
     moved = drift(trained.distance, shards)
     if moved > config.update.max_drift:
         log.say(
             f"training anew: vectors lie {moved:.0%} farther from their centroids than when the index was trained "
             f"(update.max_drift {config.update.max_drift:.0%})"
         )
-        trained, setup = prepare(config, source, index, identity, None, trained.generation + 1, name)
+        trained, setup = prepare(place, config, source, index, identity, None, trained.generation + 1, name)
         plan = plan_update(None, source.records, {}, rows_per_shard, config.update)
-        shards = build_changes(config, identity, setup, trained, plan, None, log)
+        shards = build_changes(place, config, identity, setup, trained, plan, None, log)
     trained = trained if trained.distance else trained.model_copy(update={"distance": mean_distance(shards)})
     snapshot = _snapshot(source, present, identity, trained, shards, plan).model_copy(update={"queries": name})
     log.say("measuring recall")
     live: list[NDArray[np.bool_] | None] = [live_mask(index, shard) for shard in snapshot.shards]
-    return publish_after(index, snapshot.model_copy(update={"recall": measure(config, setup, snapshot, live)}))
+    return publish_after(index, snapshot.model_copy(update={"recall": measure(place, config, setup, snapshot, live)}))
 
 
 def _make_sparse(
+    place: Place,
     config: Config,
     source: Embeddings,
     index: Location,
@@ -113,8 +116,8 @@ def _make_sparse(
     """Build what is missing and publish: nothing is trained, and searches are exact."""
     claim_index(index, identity)
     setup = source.setup(config, index, identity, None)
-    plan = plan_changes(config, source, setup, present, rows_per_shard)
-    shards = build_changes(config, identity, setup, None, plan, present.snapshot, log)
+    plan = plan_changes(place, config, source, setup, present, rows_per_shard)
+    shards = build_changes(place, config, identity, setup, None, plan, present.snapshot, log)
     return publish_after(index, _snapshot(source, present, identity, None, shards, plan))
 
 

@@ -17,13 +17,19 @@ _MOST_BYTES = 4 << 20  # of the source; also what an estimate that is wrong by a
 def needs_no_ray(config: EmbedConfig, dataset: Location, units: Iterable[Unit]) -> bool:
     """Whether these units are small, they and the dataset lie on this machine, and nothing asks for Ray."""
     source, compute = config.source, config.compute
-    if expected_cpus(compute.local_cpus) is None or _has_ray():
-        return False
     if compute.workers is not None or compute.gpus_per_worker or config.embedder.device == "cuda":
         return False
-    if not all(locate(path, source.storage_options).is_local for path in (*source.paths, dataset.url)):
+    sources = (locate(path, source.storage_options) for path in source.paths)
+    if not nothing_asks_for_ray(compute.local_cpus, (*sources, dataset)):
         return False
     return sum(unit.size_bytes for unit in units) <= _MOST_BYTES
+
+
+def nothing_asks_for_ray(local_cpus: int | None, locations: Iterable[Location]) -> bool:
+    """Whether no Ray is there or named, and all that is read and written lies on this machine."""
+    if expected_cpus(local_cpus) is None or _has_ray():
+        return False
+    return all(location.is_local for location in locations)
 
 
 def _has_ray() -> bool:

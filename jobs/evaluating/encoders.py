@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import ray
 
 from jobs.embedding.identity import dataset_fingerprint
 from jobs.embedding.pool import EmbeddingPool, corpus_blocks
 from jobs.embedding.queries import as_queries, document_config
-from jobs.indexing.open_shards import Crew, ask, open_shards, search_all
+from jobs.indexing.on_ray import open_shards
+from jobs.indexing.open_shards import search_all
+from jobs.indexing.place import Crew, Shards
+from jobs.indexing.workers import ShardWorker
 from operators.embedder.recipe.keywords import Similarity
 from operators.errors import InputError
 from operators.evaluation.beir import RetrievalSet, read_corpus
@@ -65,8 +66,8 @@ class PooledModel:
                 f"{identity.model}, or of another setting of it"
             )
         vectors_QD = as_queries(queries_QD, identity.space)
-        with open_shards(location, snapshot, Crew(1, _SEARCH_CPUS, _SEARCHERS), None) as workers:
-            return _documents(workers, snapshot, data.query_ids, vectors_QD, task.depth)
+        with open_shards(location, snapshot, Crew(1, _SEARCH_CPUS, _SEARCHERS), None) as shards:
+            return _documents(shards, snapshot, data.query_ids, vectors_QD, task.depth)
 
 
 class Bm25Model:
@@ -83,15 +84,13 @@ def _bm25(task: Task, data: RetrievalSet) -> Run:
     return bm25_run(data.query_ids, data.queries, read_corpus(data.corpus), task.depth)
 
 
-def _documents(
-    workers: list[Any], snapshot: IndexSnapshot, query_ids: tuple[str, ...], queries_QD: Vectors, k: int
-) -> Run:
+def _documents(shards: Shards, snapshot: IndexSnapshot, query_ids: tuple[str, ...], queries_QD: Vectors, k: int) -> Run:
     """The k nearest documents, each at the best of its chunks; more vectors are asked for until there are k."""
-    queries, wanted = ray.put(queries_QD), k
+    queries, wanted = shards.share(queries_QD), k
     most = min(_MOST_RESULTS, snapshot.num_vectors)
     while True:
         found, _ = search_all(
-            workers,
+            shards,
             queries,
             len(query_ids),
             min(wanted, most),
@@ -100,16 +99,16 @@ def _documents(
             snapshot.identity.spec.larger_is_better,
             finer_store(snapshot),
         )
-        run = _best_chunks(workers, found, query_ids, k, snapshot.identity.spec.larger_is_better)
+        run = _best_chunks(shards, found, query_ids, k, snapshot.identity.spec.larger_is_better)
         if wanted >= most or all(len(documents) >= k for documents in run.values()):
             return run
         wanted *= 2
 
 
-def _best_chunks(workers: list[Any], found: Found, query_ids: tuple[str, ...], k: int, larger: bool) -> Run:
+def _best_chunks(shards: Shards, found: Found, query_ids: tuple[str, ...], k: int, larger: bool) -> Run:
     query, place = np.nonzero(found.ids_QK >= 0)
-    ids = ray.put(found.ids_QK[query, place])
-    answers = ask(lambda: [worker.look_up.remote(ids, list(RESULT_COLUMNS)) for worker in workers])
+    ids = shards.share(found.ids_QK[query, place])
+    answers = shards.ask(ShardWorker.look_up, ids, list(RESULT_COLUMNS))
     names = np.empty(len(query), object)
     for at, table in answers:
         names[at] = table["doc_id"].to_pylist()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from jobs.embedding.queries import QueryEmbedder, query_spec
+from jobs.indexing.place import Needs, Place
 from jobs.indexing.source import Embeddings
 from operators.corpus.listing import list_source
 from operators.corpus.reading import read_fragments
@@ -19,20 +19,22 @@ from operators.index.queries import Queries, read_query_vectors
 from operators.index.vectors import Vectors, VectorSpace
 
 
-def store_real_queries(queries: Queries, count: int, source: Embeddings, setup: BuildSetup, name: str) -> None:
+def store_real_queries(
+    place: Place, queries: Queries, count: int, source: Embeddings, setup: BuildSetup, name: str
+) -> None:
     """Take the first `count` queries of a config; InputError where there are none."""
     if queries.vector is not None:
         vectors_QD = _first_vectors(queries, setup.space, count)
     else:
         spec = query_spec(source.dataset, source.identity.fingerprint)
-        vectors_QD = ray.get(ray.remote(num_cpus=1)(embed_first).remote(queries, count, spec, setup.space))
+        [vectors_QD] = place.results([place.submit(Needs(), embed_first, queries, count, spec, setup.space)])
     if not len(vectors_QD):
         raise InputError(f"check queries.path: {queries.path} holds no query")
     store_held_out(setup.index, name, vectors_QD, None, f"queries of {queries.path}")
 
 
 def embed_first(queries: Queries, count: int, spec: EmbedderSpec, space: VectorSpace) -> Vectors:
-    """Embed the first texts, in a worker."""
+    """Embed the first texts."""
     return QueryEmbedder(spec, space)(pa.array(first_texts(queries, count), pa.string()))
 
 

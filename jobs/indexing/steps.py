@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from jobs.indexing.config import IndexConfig as Config
 from jobs.indexing.outcome import IndexLog
+from jobs.indexing.place import Place
 from jobs.indexing.present import Present
 from jobs.indexing.source import Embeddings
 from operators.index.building import BuildSetup, ShardPlan
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(
+    place: Place,
     config: Config,
     source: Embeddings,
     index: Location,
@@ -51,7 +53,7 @@ def prepare(
 
     setup = source.setup(config, index, identity, None)
     if config.queries is not None and load_held_out(index, name, config.recall.k) is None:
-        store_real_queries(config.queries, config.recall.queries, source, setup, name)
+        store_real_queries(place, config.queries, config.recall.queries, source, setup, name)
     has_queries = load_held_out(index, name, config.recall.k) is not None
     cache = Cache.at(config.compute.cache_dir)
     generation = before.generation if before else usable_generation(index, identity.spec, first_generation, cache)
@@ -59,13 +61,13 @@ def prepare(
         trained = before or stored_trained(index, generation)
     else:
         drawn = None if has_queries else name
-        made = train_once(config, identity, setup, source.records, generation, drawn)
+        made = train_once(place, config, identity, setup, source.records, generation, drawn)
         trained = before or made
     return trained, source.setup(config, index, identity, load_held_out(index, name, config.recall.k))
 
 
 def plan_changes(
-    config: Config, source: Embeddings, setup: BuildSetup, present: Present, rows_per_shard: int
+    place: Place, config: Config, source: Embeddings, setup: BuildSetup, present: Present, rows_per_shard: int
 ) -> UpdatePlan:
     """What the new embeddings change; the rows of changed files are compared, nothing else is read.
 
@@ -84,11 +86,12 @@ def plan_changes(
     known = frozenset(previous.fragments)
     added = [record for record in source.records if record.key not in known]
     comparisons = plan_comparisons(previous, gone, added)
-    diffs = diff_shards(setup, previous, comparisons) if comparisons else {}
+    diffs = diff_shards(place, setup, previous, comparisons) if comparisons else {}
     return plan_update(previous, source.records, diffs, rows_per_shard, config.update)
 
 
 def build_changes(
+    place: Place,
     config: Config,
     identity: IndexIdentity,
     setup: BuildSetup,
@@ -111,7 +114,8 @@ def build_changes(
     plans = [ShardPlan.of(group, training, identity.keep) for group in plan.groups]
     by_list = identity.sharding == "list" and bool(plans) and not plan.is_patch
     records: list[ShardRecord] = []
-    for built in (build_list_shards if by_list else build_shards)(config, identity.spec, setup, trained, plans):
+    build = build_list_shards if by_list else build_shards
+    for built in build(place, config, identity.spec, setup, trained, plans):
         records.append(built.record)
         log.built(built.record, built.seconds, len(records), len(plans))
     order = {plan.key: (i, 0) for i, plan in enumerate(plans)}

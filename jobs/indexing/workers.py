@@ -1,7 +1,4 @@
-"""What runs in the workers of the index job: draw a sample, train, build a shard, follow changes, find neighbours.
-
-Storage faults (OSError) are tried again by Ray, elsewhere if need be; wrong input (InputError) is not.
-"""
+"""What the calls of the index job do: draw a sample, train, build a shard, follow changes, find neighbours."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 
+from jobs.indexing.place import Place
 from operators.embedder.sparse_vectors import SparseVectors
 from operators.index.building import BuildSetup, ShardPlan, build_shard, finished_shard
 from operators.index.building import collect_truth as collect_truth_of
@@ -30,8 +27,6 @@ from operators.index.vectors import Vectors
 from operators.storage import Location
 from operators.storage.cache import Cache
 
-RETRIED: dict[str, Any] = {"max_retries": 8, "retry_exceptions": [OSError]}
-
 
 @dataclass(frozen=True, slots=True)
 class Built:
@@ -48,9 +43,15 @@ def draw_sample(draws: Sequence[Draw], setup: BuildSetup, seed: int) -> tuple[Ve
 
 
 def train_index(
-    identity: IndexIdentity, training: Training, index: Location, generation: int, threads: int, sample: Sequence[Any]
+    identity: IndexIdentity,
+    training: Training,
+    index: Location,
+    generation: int,
+    threads: int,
+    place: Place,
+    sample: Sequence[Any],
 ) -> TrainedRecord:
-    """Train and store the index that all shards share; the one that is there already counts.
+    """Train on a sample in calls of `place`, and store the index that all shards share; one that is there counts.
 
     The output becomes this index's own only now: a spec that cannot be trained leaves nothing behind.
     """
@@ -58,7 +59,7 @@ def train_index(
         return stored_trained(index, generation)
     spec = identity.spec
     use_threads(threads)
-    parts = ray.get(list(sample))
+    parts = place.results(sample)
     width = spec.dim // 8 if spec.is_binary else spec.dim
     vectors = np.concatenate(parts) if parts else np.empty((0, width), np.uint8 if spec.is_binary else np.float32)
     del parts

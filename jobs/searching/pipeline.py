@@ -25,7 +25,9 @@ from jobs.embedding.pipeline import configure_ray_data, embedded_rows
 from jobs.embedding.queries import document_config, query_spec
 from jobs.embedding.remote_ledger import RemoteLedger
 from jobs.embedding.workers import Setup, Work
-from jobs.indexing.open_shards import Crew, open_shards
+from jobs.indexing.on_ray import open_shards
+from jobs.indexing.place import Crew, Shards
+from jobs.indexing.workers import ShardWorker
 from jobs.searching.config import SearchConfig, mode_of
 from jobs.searching.workers import SearchSetup, part_file, read_vectors, rejected_file, search_batch
 from operators.corpus.listing import list_source
@@ -66,8 +68,8 @@ def search_queries(config: SearchConfig, snapshot: IndexSnapshot, settings: Sett
     crew = _crew(config, is_text)
     done = []
     index = locate(config.index, config.storage_options)
-    with open_shards(index, snapshot, crew, config.compute.cache_dir) as workers:
-        setup = _setup(config, snapshot, settings, output, workers)
+    with open_shards(index, snapshot, crew, config.compute.cache_dir) as shards:
+        setup = _setup(config, snapshot, settings, output, shards)
         rows = _text_rows(config, snapshot, setup, crew) if is_text else _vector_rows(config, setup, files)
         for row in rows:
             done.append(row)
@@ -93,13 +95,13 @@ def _crew(config: SearchConfig, is_text: bool) -> Crew:
 
 
 def _setup(
-    config: SearchConfig, snapshot: IndexSnapshot, settings: Settings, output: Location, workers: list[Any]
+    config: SearchConfig, snapshot: IndexSnapshot, settings: Settings, output: Location, shards: Shards
 ) -> SearchSetup:
     index = locate(config.index, config.storage_options)
-    check_columns(config.columns, ray.get(workers[0].columns.remote()))
+    check_columns(config.columns, shards.ask_any(ShardWorker.columns))
     selected = 0
     if config.filter is not None:
-        selected = sum(ray.get([worker.select.remote(config.filter) for worker in workers]))
+        selected = sum(shards.ask(ShardWorker.select, config.filter))
         logger.info("%s of %s vectors match the filter", f"{selected:,}", f"{snapshot.num_vectors:,}")
         settings = settings_for(settings, selected, snapshot.num_vectors)
     if config.k > snapshot.num_vectors:
@@ -108,7 +110,7 @@ def _setup(
     if snapshot.identity.sparse_dim:
         logger.info("%s search%s", mode, f", {config.fusion.method}" if mode == "hybrid" else "")
     # Every worker answers every query, and a batch's answers meet in one process.
-    batch_rows = min(VECTORS_AT_ONCE, max(4096, _ANSWERS_AT_ONCE // len(workers)))
+    batch_rows = min(VECTORS_AT_ONCE, max(4096, _ANSWERS_AT_ONCE // shards.workers))
     facts = {
         "index": index.url,
         "snapshot": snapshot.number,
@@ -125,7 +127,7 @@ def _setup(
     parts = Location(f"{output.url}.parts/{mapping_digest(facts)[:16]}", output.options)
     return SearchSetup(
         parts,
-        tuple(workers),
+        shards,
         snapshot.identity.space,
         config.k,
         settings,
@@ -152,7 +154,7 @@ def _text_rows(
     source = config.queries.source.model_copy(update={"rows_per_fragment": TEXTS_AT_ONCE})
     documents = document_config(dataset)
     cpus = ray.cluster_resources().get("CPU", 1)
-    room = int((cpus - crew.cpus * len(setup.workers) - 0.6) / 0.75)
+    room = int((cpus - crew.cpus * setup.shards.workers - 0.6) / 0.75)
     embed = EmbedConfig(
         source=source,
         model=documents.model,
@@ -183,7 +185,7 @@ def _vector_rows(config: SearchConfig, setup: SearchSetup, files: list[SourceFil
     assert config.queries is not None, "the config has queries"
     columns = {name: [getattr(file, name) for file in files] for name in ("path", "size", "version")}
     blocks = [pa.table(columns).slice(i, 1) for i in range(len(files))]
-    most = max(1, min(4, len(setup.workers) * 2))
+    most = max(1, min(4, setup.shards.workers * 2))
     stages = (
         ray.data.from_arrow(blocks)
         .map_batches(

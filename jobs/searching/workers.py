@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from jobs.embedding.queries import as_queries
 from jobs.embedding.workers import retried
-from jobs.indexing.open_shards import ask, search_all, search_sparse
+from jobs.indexing.open_shards import search_all, search_sparse
+from jobs.indexing.place import Shards
+from jobs.indexing.workers import ShardWorker
 from operators.embedder.sparse_vectors import SparseVectors
 from operators.index.fusion import Fusion, Mode, fuse
 from operators.index.group import Found, widened
@@ -43,10 +44,10 @@ from operators.work.fragment import (
 
 @dataclass(frozen=True, slots=True)
 class SearchSetup:
-    """What a search is told; the workers are handles to `ShardWorker`s, which hold all shards between them."""
+    """What a search is told."""
 
     parts: Location
-    workers: tuple[Any, ...]
+    shards: Shards
     space: VectorSpace
     k: int
     settings: Settings
@@ -138,8 +139,8 @@ def _find(batch: FragmentBatch, setup: SearchSetup) -> Found:
     if setup.mode != "sparse":
         found.append(_find_dense(_vectors(batch, setup.space), k, setup))
     if setup.mode != "dense":
-        queries = ray.put(SparseVectors.from_table(batch.table))
-        found.append(search_sparse(setup.workers, queries, batch.table.num_rows, k, setup.filter))
+        queries = setup.shards.share(SparseVectors.from_table(batch.table))
+        found.append(search_sparse(setup.shards, queries, batch.table.num_rows, k, setup.filter))
     if len(found) == 1:
         return found[0]
     return fuse(found[0], found[1], setup.larger_is_better, setup.fusion, setup.k)
@@ -148,8 +149,8 @@ def _find(batch: FragmentBatch, setup: SearchSetup) -> Found:
 def _find_dense(queries_QD: Vectors, k: int, setup: SearchSetup) -> Found:
     def search(some_QD: Vectors, settings: Settings) -> Found:
         found, _ = search_all(
-            setup.workers,
-            ray.put(some_QD),
+            setup.shards,
+            setup.shards.share(some_QD),
             len(some_QD),
             k,
             settings,
@@ -166,8 +167,8 @@ def _results(ids: Any, found: Found, setup: SearchSetup) -> pa.Table:
     ids = ids if isinstance(ids, pa.Array) else pa.concat_arrays(ids.chunks)
     columns = [*RESULT_COLUMNS, *setup.columns]
     query, place = np.nonzero(found.ids_QK >= 0)
-    wanted = ray.put(found.ids_QK[query, place])
-    answers = ask(lambda: [worker.look_up.remote(wanted, columns) for worker in setup.workers])
+    wanted = setup.shards.share(found.ids_QK[query, place])
+    answers = setup.shards.ask(ShardWorker.look_up, wanted, columns)
     places = np.concatenate([at for at, _ in answers])
     table = pa.concat_tables([rows for _, rows in answers]).take(pa.array(np.argsort(places)))
     return result_table(ids.take(pa.array(query)), "query_id", place, found.scores_QK[query, place], table)
