@@ -15,7 +15,7 @@ from operators.index.snapshot import IndexSnapshot
 from operators.storage import Location
 
 _MOST_BYTES = 64 << 20  # of data files
-_MOST_SHARDS = 4  # on Ray they are built side by side
+_MOST_SHARDS = 8  # on Ray they are built side by side; each update may add one
 _MOST_FRAGMENTS = 512  # files to open, two for each
 
 

@@ -97,7 +97,7 @@ def measured(recall: dict[str, Any]) -> dict[str, dict[str, Any]]:
     [
         ({}, True),
         ({"shards": {"rows": 1000}}, True),
-        ({"shards": {"rows": 500}}, False),
+        ({"shards": {"rows": 499}}, False),
         ({"compute": {"gpus_per_builder": 1}}, False),
         ({"train": {"gpus": 1}}, False),
         ({"output": {"path": "s3://bucket/index"}}, False),
