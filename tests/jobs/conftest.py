@@ -12,7 +12,8 @@ import pytest
 import ray.data  # noqa: F401
 
 import jobs.embed
-from jobs.embedding import outcome, workers
+import jobs.verify
+from jobs.embedding import outcome, small, workers
 from jobs.embedding.in_process import InProcess, in_process
 from operators.embedder.factory import load_embedder
 from operators.storage import Location
@@ -20,7 +21,10 @@ from operators.storage import Location
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs take place in this process, whose model stays loaded."""
+    """Runs of embed, verify and index take place in this process, whose model stays loaded, though a Ray may be up.
+
+    For tests whose subject is not the workers: a run on Ray starts five processes, which takes ten CPU-seconds.
+    """
 
     @contextmanager
     def here(config: Any, spec: Any, dataset: Location, *_: Any) -> Iterator[InProcess]:
@@ -35,5 +39,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         return kept[spec.fingerprint]
 
     monkeypatch.setattr(jobs.embed, "_place", here)
+    monkeypatch.setattr(jobs.verify, "needs_no_ray", lambda *_: True)
+    monkeypatch.setattr(small, "_has_ray", lambda: False)
     monkeypatch.setattr(outcome, "report_page", lambda _: "")  # half a second of plots a run
     monkeypatch.setattr(workers, "load_embedder", load_once)

@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from jobs.command_line.main import main
+from jobs.embedding import small
 from operators.storage import locate
 from operators.store.snapshots import Snapshot, latest_snapshot
 
@@ -67,6 +70,14 @@ def documents(num: int, start: int = 0) -> list[dict[str, Any]]:
 def run_job(*arguments: object) -> int:
     """Run a job in this process (and its Ray); returns the exit code."""
     return main([str(argument) for argument in arguments])
+
+
+@contextmanager
+def unseen_ray() -> Iterator[None]:
+    """Small jobs that leave the workers to the job run in this process while the block lasts, though a Ray is up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small, "_has_ray", lambda: False)
+        yield
 
 
 def start_job(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:

@@ -87,7 +87,7 @@ def assert_measured_recall_is_true(folder: Path, documents: Documents, snapshot:
     assert recall == pytest.approx(snapshot.recall.chosen.recall, abs=0.04)
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 def test_a_target_that_the_codes_cannot_reach_is_exit_code_3(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,7 +100,7 @@ def test_a_target_that_the_codes_cannot_reach_is_exit_code_3(
     assert run_job("index", config) == 3, "and so it is when there is nothing to do"
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(
     ("mode", "by"),
     [
@@ -162,7 +162,7 @@ def exact_scores(queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> 
     return -np.sort(-queries @ vectors.T, axis=1)[:, :10]
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 def test_a_file_that_changes_twice_is_patched_twice(tmp_path: Path) -> None:
     """Rows that outlived the first patch stand in a shard under the name of a fragment that was gone before."""
     before = corpus(2000)
@@ -183,7 +183,7 @@ def test_a_file_that_changes_twice_is_patched_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 def test_ten_updates_in_a_row_lose_nothing(tmp_path: Path) -> None:
     """Patches pile up, are put together by a rebuild, and the index stays the embeddings."""
     rng = np.random.default_rng(1)
@@ -210,7 +210,7 @@ def test_ten_updates_in_a_row_lose_nothing(tmp_path: Path) -> None:
     assert modes == {True, False}, "some snapshots were patches, some were rebuilt"
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 def test_drift_trains_anew_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     near = corpus(2000)
     write_dataset(str(tmp_path / "vectors"), [("a.jsonl", near)], rows_per_fragment=500)
@@ -279,7 +279,7 @@ def test_ready_vectors_are_searched_in_a_batch(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 def test_binary_and_int8_and_half_vectors(tmp_path: Path) -> None:
     documents = corpus(3000)
     for dtype, spec in (("binary", "BIVF16"), ("binary", "BFlat"), ("int8", "IVF16,SQ8"), ("float16", "HNSW16")):
@@ -297,7 +297,7 @@ def test_binary_and_int8_and_half_vectors(tmp_path: Path) -> None:
         assert own >= 13, f"{dtype} {spec}: {own} of 15 documents find themselves"
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 def test_more_results_than_vectors_are_all_vectors(tmp_path: Path) -> None:
     write_dataset(str(tmp_path / "vectors"), [("a.jsonl", corpus(30))])
     assert run_job("index", index_config(tmp_path)) == 0
@@ -306,7 +306,7 @@ def test_more_results_than_vectors_are_all_vectors(tmp_path: Path) -> None:
     assert sorted(found["doc_id"].to_pylist()[:30]) == sorted(f"doc-{i}" for i in range(30))
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 def test_vacuum_removes_what_no_kept_snapshot_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = corpus()
     write_dataset(str(tmp_path / "vectors"), files_of(before), rows_per_fragment=200)

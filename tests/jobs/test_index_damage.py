@@ -11,22 +11,25 @@ import pytest
 
 from operators.index import open_index
 from operators.index.snapshot import Settings
-from tests.jobs.running import run_job
+from tests.jobs.running import run_job, unseen_ray
 from tests.jobs.test_index import DIM, changed_corpus, corpus, files_of, index_config, snapshot_at
 from tests.vector_datasets import clustered, write_dataset
+
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 SETTINGS = {"spec": "IVF16,Flat", "recall_target": 0.5, "shards": {"rows": 1000}}
 
 
 @pytest.fixture(scope="module")
-def patched(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of 4,000 vectors and its index of four shards, then updated: with dead, moved and added rows."""
     folder = tmp_path_factory.mktemp("damage")
     before = corpus()
     write_dataset(str(folder / "vectors"), files_of(before), rows_per_fragment=200)
-    assert run_job("index", index_config(folder, **SETTINGS)) == 0
-    write_dataset(str(folder / "vectors"), changed_corpus(before)[0], rows_per_fragment=200)
-    assert run_job("index", index_config(folder, **SETTINGS)) == 0
+    with unseen_ray():
+        assert run_job("index", index_config(folder, **SETTINGS)) == 0
+        write_dataset(str(folder / "vectors"), changed_corpus(before)[0], rows_per_fragment=200)
+        assert run_job("index", index_config(folder, **SETTINGS)) == 0
     return folder
 
 

@@ -13,18 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.running import run_job
+from tests.jobs.running import run_job, unseen_ray
 from tests.jobs.test_index import corpus, files_of, index_config
 from tests.vector_datasets import Documents, write_dataset
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with vectors and an index of them in two shards."""
     folder = tmp_path_factory.mktemp("built")
     write_dataset(str(folder / "vectors"), files_of(corpus(2000)), rows_per_fragment=200)
     config = index_config(folder, spec="IVF16,SQ8", recall_target=0.5, shards={"rows": 1000})
-    assert run_job("index", config) == 0
+    with unseen_ray():
+        assert run_job("index", config) == 0
     return folder
 
 
@@ -67,7 +68,7 @@ def test_a_config_that_cannot_be(
     assert not (tmp_path / "index").exists()
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(
     ("sections", "told"),
     [
@@ -127,7 +128,7 @@ def _other_size(file: Path) -> None:
     pq.write_table(changed, file)
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
