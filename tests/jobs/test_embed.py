@@ -14,9 +14,8 @@ import yaml
 
 from tests.jobs.running import documents, rejected_of, run_job, snapshot_of, vectors_of, write_config, write_jsonl
 
-pytestmark = pytest.mark.usefixtures("local_ray")
 
-
+@pytest.mark.usefixtures("local_ray")
 def test_every_row_gets_its_vector_and_verify_agrees(tmp_path: Path, tiny_model: Path) -> None:
     rows = [{**row, "lang": "en" if i % 2 else "de"} for i, row in enumerate(documents(100))]
     write_jsonl(tmp_path / "docs.jsonl", rows)
@@ -37,6 +36,7 @@ def test_every_row_gets_its_vector_and_verify_agrees(tmp_path: Path, tiny_model:
     assert run_job("verify", config) == 0
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, tiny_model: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
@@ -55,6 +55,7 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path: Path, tiny_model: 
     assert (np.einsum("nd,nd->n", ours, expected) >= 0.9999).all()
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_second_run_opens_and_loads_nothing(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_second_run_opens_and_loads_nothing(
     assert snapshot_of(tmp_path).number == 1
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_touching_one_file_embeds_only_that_file(tmp_path: Path, tiny_model: Path) -> None:
     for i in range(40):
         write_jsonl(tmp_path / "in" / f"{i:02d}.jsonl", documents(3, start=3 * i))
@@ -97,6 +99,7 @@ def test_touching_one_file_embeds_only_that_file(tmp_path: Path, tiny_model: Pat
     assert run_job("verify", config) == 0
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_bad_rows_are_rejected_one_by_one_and_nothing_else_is_lost(tmp_path: Path, tiny_model: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -153,6 +156,7 @@ def test_bad_rows_are_rejected_one_by_one_and_nothing_else_is_lost(tmp_path: Pat
     assert run_job("verify", config) == 0
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_too_many_rejected_rows_miss_the_gate_but_keep_the_output(tmp_path: Path, tiny_model: Path) -> None:
     write_jsonl(tmp_path / "docs.jsonl", [*documents(5), {"id": "empty", "text": ""}])
     config = write_config(tmp_path, tiny_model)
@@ -161,6 +165,7 @@ def test_too_many_rejected_rows_miss_the_gate_but_keep_the_output(tmp_path: Path
     assert run_job("embed", config) == 3  # still so
 
 
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(
     "dtype", ["int8", pytest.param("float16", marks=pytest.mark.slow), pytest.param("binary", marks=pytest.mark.slow)]
 )
