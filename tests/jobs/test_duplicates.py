@@ -17,9 +17,8 @@ from operators.storage import Location
 from operators.store.id_check import Role
 from tests.jobs.running import documents, rejected_of, run_job, snapshot_of, vectors_of, write_config, write_jsonl
 
-pytestmark = pytest.mark.usefixtures("local_ray")
 
-
+@pytest.mark.usefixtures("local_ray")
 def test_keep_first_rejects_the_later_ones_and_verifies(tmp_path: Path, tiny_model: Path) -> None:
     write_jsonl(tmp_path / "in" / "a.jsonl", [*documents(10), {"id": "doc-2", "text": "in the same file"}])
     write_jsonl(tmp_path / "in" / "b.jsonl", [{"id": "doc-5", "text": "in another file"}, *documents(3, start=20)])
@@ -46,6 +45,7 @@ def test_keep_first_rejects_the_later_ones_and_verifies(tmp_path: Path, tiny_mod
     assert run_job("verify", config) == 0
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_the_ids_of_committed_files_are_not_read_again(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +85,7 @@ def expected_later(
     return later
 
 
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("seed", range(3))
 def test_runs_after_runs_find_what_a_dictionary_does(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -110,6 +111,7 @@ def test_runs_after_runs_find_what_a_dictionary_does(
         stored = [holder for holder in holders if rng.random() < 0.7]
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_keep_all_embeds_each(tmp_path: Path, tiny_model: Path) -> None:
     write_jsonl(tmp_path / "docs.jsonl", [*documents(4), {"id": "doc-2", "text": "again"}])
     config = write_config(tmp_path, tiny_model, source={"duplicates": "keep_all"})

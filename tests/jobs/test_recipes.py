@@ -18,8 +18,6 @@ from operators.embedder.tokens.tokenizing import Tokenizer
 from tests import checkpoints
 from tests.jobs.running import ROOT, documents, run_job, vectors_of, write_config, write_jsonl
 
-pytestmark = pytest.mark.usefixtures("local_ray")
-
 RECIPE = """
 checkpoint: model
 adapters: [lora]
@@ -36,6 +34,7 @@ example: "{text} is {word}; "
 """
 
 
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.slow
 def test_a_recipe_of_many_parts_in_a_run(tmp_path: Path) -> None:
     base = transformers.AutoModel.from_pretrained(checkpoints.tiny_decoder(tmp_path / "model"))

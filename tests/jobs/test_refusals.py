@@ -73,7 +73,7 @@ def test_files_of_no_known_format_are_refused(
     assert "set source.format" in refused(capsys, tmp_path, "embed", config)
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 def test_an_output_of_another_model_is_refused(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +160,7 @@ def test_plan_reads_a_sample_and_embeds_nothing(
     assert not (tmp_path / "vectors" / "data").exists()
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 def test_chunks_longer_than_the_model_reads_are_refused(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

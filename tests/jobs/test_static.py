@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("without_ray")
 def test_word_vectors_from_plan_to_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [*documents(60), {"id": "unknown", "text": "zebra okapi"}, {"id": "half", "text": "zebra people"}]
     write_jsonl(tmp_path / "docs.jsonl", rows)
