@@ -33,7 +33,10 @@ def rows_of(content: list[tuple[int, int]]) -> list[dict[str, str]]:
 @pytest.mark.usefixtures("without_ray")
 @given(history=steps)
 @settings(
-    max_examples=HISTORIES, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=HISTORIES,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_each_id_is_embedded_once_whatever_came_and_went(tiny_model: Path, history: list[Any]) -> None:
     with TemporaryDirectory(prefix="embedfleet-histories-") as name:
