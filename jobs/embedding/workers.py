@@ -32,6 +32,7 @@ from operators.pipeline.stages import embed_fragment, inputs_of, tokenize_fragme
 from operators.storage import Location, exists
 from operators.store.dataset import Identity
 from operators.store.fragments import FragmentRecord, data_file, read_record, record_from_dict, write_fragment
+from operators.store.snapshots import readable_record
 from operators.work.fragment import (
     REJECTED_SCHEMA,
     Counts,
@@ -115,7 +116,8 @@ def _fragments_to_do(work: Work, setup: Setup) -> Iterator[FragmentBatch]:
     for batch in read_fragments(work.unit, setup.config.source, keep, work.skip_parts, positions):
         # Another run of the same job may have written it meanwhile: the work is shared, not done twice. It still
         # travels on, since Ray counts what a generator yields and expects the same from a second try.
-        if exists(data_file(setup.dataset, batch.fragment.key)):
+        place = data_file(setup.dataset, batch.fragment.key)
+        if exists(place) and readable_record(place) is not None:
             batch = dataclasses.replace(batch, table=batch.table.slice(0, 0), is_written=True)
         yield batch
 

@@ -170,11 +170,12 @@ def written_fragments(dataset: Location, units: Iterable[str]) -> dict[str, Frag
         if info.url.endswith(".parquet") and unit_of_file(info.url) in wanted
     ]
     with ThreadPoolExecutor(32, thread_name_prefix="records") as threads:
-        records = threads.map(lambda info: _readable_record(dataset / "data" / info.url.rsplit("/", 1)[-1]), found)
+        records = threads.map(lambda info: readable_record(dataset / "data" / info.url.rsplit("/", 1)[-1]), found)
         return {record.key: record for record in records if record is not None}
 
 
-def _readable_record(location: Location) -> FragmentRecord | None:
+def readable_record(location: Location) -> FragmentRecord | None:
+    """The record of a data file; None for one that is damaged or not there, whose fragment is then made anew."""
     try:
         return read_record(location)
     except (pa.ArrowInvalid, KeyError, FileNotFoundError) as error:  # damaged, not ours, or vacuumed meanwhile

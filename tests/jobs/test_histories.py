@@ -131,3 +131,27 @@ def test_what_a_dead_run_wrote_counts_only_where_its_ids_still_stand_nowhere_els
     shutil.rmtree(snapshots)
     assert run_job("embed", config) == 0
     assert len(list((tmp_path / "vectors" / "data").iterdir())) == written, "nothing was to be done"
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("damage", ["cut", "emptied", "removed", "not Parquet"])
+def test_a_damaged_file_is_made_anew(damage: str, tmp_path: Path, tiny_model: Path) -> None:
+    """Of one kept snapshot too: the command that made it mends it, and nothing else is embedded again."""
+    source = {"path": str(tmp_path / "in")}
+    config = write_config(tmp_path, tiny_model, source=source)
+    for number in range(3):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", documents(8, start=8 * number))
+        assert run_job("embed", config) == 0
+    expected = vectors_of(tmp_path).sort_by("doc_id")
+    files = sorted((tmp_path / "vectors" / "data").iterdir())
+    whole = files[1].read_bytes()
+    others = {path: path.stat().st_mtime_ns for path in files if path != files[1]}
+    changed = {"cut": whole[: len(whole) // 2], "emptied": b"", "not Parquet": b"x" * (len(whole) - 1)}
+    if damage == "removed":
+        files[1].unlink()
+    else:
+        files[1].write_bytes(changed[damage])
+    assert run_job("embed", config) == 0
+    assert vectors_of(tmp_path).sort_by("doc_id").equals(expected)
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+    assert run_job("verify", config) == 0
