@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from operators.storage import Location, faults, files, lease, location
-from operators.store import id_hashes, snapshots
+from operators.store import id_hashes, left_out, snapshots
 
 BUCKET = "s3://bucket"
 AT_ONCE = 3
@@ -49,6 +49,7 @@ class Actor:
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     wakes: float = 0.0  # asleep until then
     is_stalled: bool = False  # asleep with all its threads: no beats
+    longest_stall: float = 0.0
     fate: str = ""  # what befalls the next request
     is_over: bool = False
     error: BaseException | None = None
@@ -169,7 +170,9 @@ class World:
         if not self.is_harmless and not actor.fate:
             draw = self.random.random()
             if draw < 0.012:
-                actor.is_stalled, actor.wakes = True, self.now + self.random.choice((50, 400, 700, 3000))
+                seconds = self.random.choice((50, 400, 700, 3000))
+                actor.is_stalled, actor.wakes = True, self.now + seconds
+                actor.longest_stall = max(actor.longest_stall, seconds)
                 return
             fates = ("die", "die after", "lost", "lost", "lag", "lag", "lag", "lag", "lag", "lag")
             actor.fate = self.random.choice(fates) if draw < 0.11 else ""
@@ -356,6 +359,6 @@ def simulated(world: World) -> Iterator[None]:
         patch.setattr(lease, "beating", beating)
         for module in (lease, files):
             patch.setattr(module, "uuid", own_uuid)
-        for module in (snapshots, id_hashes):
+        for module in (snapshots, id_hashes, left_out):
             patch.setattr(module, "ThreadPoolExecutor", OneByOne)
         yield

@@ -21,7 +21,7 @@ from operators.storage import Location, exists, locate
 from operators.storage.lease import using
 from operators.store.dataset import Identity, read_identity
 from operators.store.fragments import FragmentRecord
-from operators.store.snapshots import Snapshot, latest_snapshot, read_snapshot, snapshot_numbers
+from operators.store.snapshots import Snapshot, latest_snapshot, read_snapshot, snapshot_files, snapshot_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def at_work(source: Embeddings, index: Location) -> Iterator[None]:
     number = source.snapshot.number
     with ExitStack() as held:
         held.enter_context(using(source.dataset, "index", (number,), is_optional=True))
-        if number not in snapshot_numbers(source.dataset):
+        if not snapshot_files(source.dataset).holds(number):
             raise InputError(f"run index again: snapshot {number} of {source.dataset.url} was vacuumed just now")
         if exists(index / "index.json"):
             held.enter_context(using(index, "index"))

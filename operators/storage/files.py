@@ -154,7 +154,8 @@ def _delete_keys(locations: Sequence[Location]) -> None:
 
 def _refused(error: Mapping[str, Any]) -> OSError:
     """What one key of a request was refused for, as the same answer to a request of its own would be raised."""
-    fault = OSError(errno.EIO, f"{error.get('Key')}: {error.get('Code')} {error.get('Message', '')}")
+    number = errno.EACCES if error.get("Code") == "AccessDenied" else errno.EIO
+    fault = OSError(number, f"{error.get('Key')}: {error.get('Code')} {error.get('Message', '')}")
     fault.__cause__ = _Answer(error)
     return fault
 

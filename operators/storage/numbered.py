@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from operators.storage.files import create_exclusive, write_whole
-from operators.storage.listing import FileInfo, list_folder
+from operators.storage.listing import FileInfo, file_info, list_folder
 from operators.storage.location import Location
 
 _DIGITS = 8
@@ -54,6 +54,11 @@ class Numbered:
                 found[int(stem)] = info
         present = {number: found[number] for number in sorted(found) if found[number].size}
         return States(present, max(found, default=0))
+
+    def holds(self, number: int) -> bool:
+        """Whether a state is there and not empty, asked for by its name: a listing may lag behind."""
+        info = file_info(self.file(number))
+        return info is not None and info.size > 0
 
     def create(self, number: int, data: bytes) -> bool:
         """Make a state; False where the number is taken."""
