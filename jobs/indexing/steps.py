@@ -20,6 +20,7 @@ from operators.index.snapshot import (
     IndexSnapshot,
     ShardRecord,
     TrainedRecord,
+    index_numbers,
     next_index_number,
     publish_index,
     read_index,
@@ -130,11 +131,8 @@ def publish_after(index: Location, snapshot: IndexSnapshot) -> IndexSnapshot:
     while True:
         number = next_index_number(index)  # first: what a vacuum takes away, it fences off from this number on
         if number > snapshot.number:
-            latest = read_index(index)
-            is_as_new = (
-                latest.embeddings_snapshot > snapshot.embeddings_snapshot or latest.fragments == snapshot.fragments
-            )
-            if latest.number >= snapshot.number and is_as_new:
+            latest = read_index(index) if index_numbers(index) else None  # there may be nothing but fences
+            if latest is not None and latest.number >= snapshot.number and _is_as_new(latest, snapshot):
                 logger.info("snapshot %d was published by another run meanwhile and is as new", latest.number)
                 return latest
             snapshot = snapshot.model_copy(update={"number": number})
@@ -142,6 +140,10 @@ def publish_after(index: Location, snapshot: IndexSnapshot) -> IndexSnapshot:
             _check_files(index, snapshot)
             if publish_index(index, snapshot):
                 return snapshot
+
+
+def _is_as_new(latest: IndexSnapshot, snapshot: IndexSnapshot) -> bool:
+    return latest.embeddings_snapshot > snapshot.embeddings_snapshot or latest.fragments == snapshot.fragments
 
 
 def _check_files(index: Location, snapshot: IndexSnapshot) -> None:

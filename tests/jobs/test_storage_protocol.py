@@ -105,6 +105,25 @@ def test_bugs_are_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
         play_all(range(20 * QUICK))
 
 
+def test_an_index_goes_on_after_a_vacuum_of_what_it_had_not_finished() -> None:
+    """Its first number is fenced off, and there is no snapshot yet."""
+    world = World(0, is_harmless=True)
+    run = Run(world)
+
+    def leave_a_shard(actor: Actor) -> None:
+        index = world.root("index", actor)
+        claim_index(index, INDEX)
+        write_whole(index / "shards" / f"{'0' * 24}.faiss", b"of a run that died")
+
+    def sweep(actor: Actor) -> None:
+        assert vacuum_index(world.root("index", actor), 1, -10).files == 1
+
+    with simulated(world):
+        for work in (leave_a_shard, sweep, run.embed, run.index, run.search):
+            run.go([work])
+    assert list(run.committed["index"]) == [2]
+
+
 def test_a_seed_is_a_schedule() -> None:
     first, second = play(7), play(7)
     assert first == second
@@ -145,6 +164,7 @@ class Run:
         kinds = (self.embed, self.vacuum, self.read, self.index, self.vacuum_index, self.search)
         self.go([self.embed, *draw.choices(kinds, (4, 3, 2, 3, 2, 1), k=draw.randint(5, 9))])
         self.world.is_harmless = True
+        self.world.now += 10 * lease.LEASE_SECONDS  # whoever was killed is known to be dead
         for work in (self.embed, self.vacuum, self.index, self.vacuum_index, self.embed, self.read, self.search):
             self.go([work])
         self.check_committed("vectors")
