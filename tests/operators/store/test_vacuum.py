@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from operators.errors import InputError
 from operators.storage import Location
+from operators.storage.lease import using
 from operators.store.fragments import FragmentRecord, data_file
 from operators.store.id_hashes import write_segments
-from operators.store.snapshots import publish, snapshot_numbers
+from operators.store.snapshots import publish, read_snapshot, snapshot_files, snapshot_numbers
 from operators.store.vacuum import Removed, orphans, vacuum
 from tests.operators.store.stored_fragments import make_dataset, make_identity
 
@@ -82,3 +84,54 @@ def test_hashes_stay_while_a_kept_snapshot_has_a_unit_of_theirs(tmp_path: Path) 
 
 def test_an_empty_dataset(tmp_path: Path) -> None:
     assert vacuum(Location(str(tmp_path / "none")), 1, 0) == Removed(0, 0)
+
+
+def test_a_run_at_work_keeps_everything_and_a_reader_its_snapshot(tmp_path: Path) -> None:
+    dataset, records = aged_dataset(tmp_path)
+    with using(dataset, "embed"):
+        done = vacuum(dataset, 1, 60)
+    assert (done.files, [user.what for user in done.users]) == (0, ["embed"])
+    assert len(present(dataset, "data")) == 6
+    with using(dataset, "search", (1,)):
+        vacuum(dataset, 1, 60)
+    assert present(dataset, "data") == {record.key for record in records[:5]}
+    assert snapshot_numbers(dataset) == [1, 2]
+    vacuum(dataset, 1, 60)
+    assert snapshot_numbers(dataset) == [2]
+
+
+def test_a_snapshot_that_was_replaced_just_now_stays_however_old_it_is(tmp_path: Path) -> None:
+    dataset, records = aged_dataset(tmp_path)
+    replacing = tmp_path / "vectors" / "snapshots" / "00000002.parquet"
+    os.utime(replacing, (NOW - 10, NOW - 10))
+    assert vacuum(dataset, 1, 600).snapshots == 0
+    assert snapshot_numbers(dataset) == [1, 2]
+    assert present(dataset, "data") == {record.key for record in records[:5]}
+    assert vacuum(dataset, 1, 0).snapshots == 1
+
+
+def test_only_names_of_our_form_go(tmp_path: Path) -> None:
+    dataset, _ = aged_dataset(tmp_path)
+    others = ["notes.txt", "part-00000.parquet", "mine.parquet", ".hidden"]
+    for folder in ("data", "rejected", "ids", "."):
+        for name in others:
+            path = tmp_path / "vectors" / folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("mine")
+            os.utime(path, (1, 1))
+    partial = tmp_path / "vectors" / "data" / f".writing-{'a' * 32}"
+    partial.write_text("half")
+    os.utime(partial, (1, 1))
+    vacuum(dataset, 1, 0)
+    assert not partial.exists()
+    for folder in ("data", "rejected", "ids", "."):
+        assert {path.name for path in (tmp_path / "vectors" / folder).iterdir()} >= set(others)
+
+
+def test_numbers_of_old_snapshots_never_come_again(tmp_path: Path) -> None:
+    dataset, records = aged_dataset(tmp_path)
+    vacuum(dataset, 1, 60)
+    assert not snapshot_files(dataset).create(1, b"of a run that was held up since the beginning")
+    with pytest.raises(InputError, match="^choose another snapshot: 00000001.parquet was vacuumed"):
+        read_snapshot(dataset, 1)
+    assert publish(dataset, records[2:5]).number == 4  # 3 was the vacuum's fence
