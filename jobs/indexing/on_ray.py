@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,18 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.exceptions
 
 from cluster.metrics import index_metrics
+from jobs.indexing.asking import Patience, answers_of
 from jobs.indexing.place import Answer, Crew, Needs, Shards
 from jobs.indexing.workers import ShardWorker
 from operators.index.snapshot import IndexSnapshot
 from operators.storage import Location
 
-logger = logging.getLogger(__name__)
-
 _RETRIED: dict[str, Any] = {"max_retries": 8, "retry_exceptions": [OSError]}
-_ASKED, _ANSWER_SECONDS = 5, 300.0
 
 
 class OnRay:
@@ -105,27 +101,13 @@ class ShardsOnRay:
 
     def ask(self, question: Callable[..., Answer], *arguments: Any) -> list[Answer]:
         """All actors, at once."""
-        return _answers(lambda: [getattr(actor, question.__name__).remote(*arguments) for actor in self.actors])
+        return answers_of(self.actors, question.__name__, arguments, Patience())
 
     def ask_any(self, question: Callable[..., Answer], *arguments: Any) -> Answer:
         """An actor drawn at random, so that they share the work."""
         answer: Answer
-        [answer] = _answers(lambda: [getattr(random.choice(self.actors), question.__name__).remote(*arguments)])
+        [answer] = answers_of([random.choice(self.actors)], question.__name__, arguments, Patience())
         return answer
-
-
-def _answers(calls: Callable[[], list[Any]]) -> list[Any]:
-    """The answers to some calls of actors; all are made again where one does not come.
-
-    Ray 2.60 restarts a worker whose node died and repeats its calls, but an answer that got lost with the node just
-    when it was ready is now and then awaited for ever.
-    """
-    for _ in range(_ASKED):
-        try:
-            return list(ray.get(calls(), timeout=_ANSWER_SECONDS))
-        except (ray.exceptions.GetTimeoutError, ray.exceptions.ObjectLostError) as error:
-            logger.warning("asking the workers again: %s", type(error).__name__)
-    return list(ray.get(calls()))
 
 
 def _size(crew: Crew, num_shards: int) -> int:
