@@ -125,25 +125,30 @@ def delete(location: Location) -> None:
     tried_at(location, remove)
 
 
-def delete_all(locations: Sequence[Location]) -> None:
-    """Remove files of one filesystem, S3's a thousand a request; those that are gone already are fine."""
+def delete_all(locations: Sequence[Location], guard: Callable[[], None] = lambda: None) -> None:
+    """Remove files of one filesystem, S3's a thousand a request; those that are gone already are fine.
+
+    `guard` is asked right before each request, a repeated one too; what it raises ends the removal.
+    """
     if not locations:
         return
     first = locations[0]
     if first.is_s3:
         for start in range(0, len(locations), _KEYS_A_REQUEST):
-            _delete_keys(locations[start : start + _KEYS_A_REQUEST])
+            _delete_keys(locations[start : start + _KEYS_A_REQUEST], guard)
         return
     for location in locations:
+        guard()
         delete(location)
 
 
-def _delete_keys(locations: Sequence[Location]) -> None:
+def _delete_keys(locations: Sequence[Location], guard: Callable[[], None]) -> None:
     fs, paths = locations[0].fs, [location.path for location in locations]
     bucket = fs.split_path(paths[0])[0]
 
     def remove() -> None:
         objects = [{"Key": fs.split_path(path)[1]} for path in paths]
+        guard()
         answer = fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
         errors = [error for error in answer.get("Errors", []) if error.get("Code") != "NoSuchKey"]
         if errors:

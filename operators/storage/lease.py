@@ -8,7 +8,8 @@ its `seconds` ago, on the storage's own clock: no machine's clock matters. Whoev
 the others is seen by them or sees them, also where a listing lags behind by the latest change.
 
 An owner that was held up longer than half of its lease has lost it for good, by a clock that goes on in sleep: it must
-call `check` right before what others must be kept from.
+call `check` right before what others must be kept from. What no storage can keep out is a process that is frozen
+between that call and the request after it, for the other half of its lease and more.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from operators.store.snapshots import read_keys, snapshot_files
 _FRAGMENT = re.compile(r"[0-9a-f]{24}-\d{5,}(x[0-9a-f]{12})?\.parquet")
 _SEGMENT = re.compile(r"[0-9a-f]{24}\.parquet")
 _PARTIAL = re.compile(r"\.writing-[0-9a-f]{32}")  # of a process that was killed while it wrote
-FILES_A_REQUEST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +102,7 @@ def retiring(states: States, keep_snapshots: int, moment: float, users: Collecti
 
 def remove(lease: Lease, locations: list[Location]) -> None:
     """Delete files in bulk; raises LeaseLost before the first request that could come too late."""
-    for start in range(0, len(locations), FILES_A_REQUEST):
-        lease.check()
-        delete_all(locations[start : start + FILES_A_REQUEST])
+    delete_all(locations, lease.check)
 
 
 def is_older(info: FileInfo, moment: float) -> bool:
