@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.environment import ROOT, sane_environment
-from jobs.embedding.duplicates import Holder, find_later
+from jobs.embedding.id_comparison import Holder, find_later
 from operators.corpus.listing import list_source
 from operators.corpus.source import Source
 from operators.corpus.units import PACK_BELOW_BYTES, plan_units

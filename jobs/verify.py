@@ -14,8 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -33,6 +32,9 @@ from operators.store.dataset import Identity, read_identity
 from operators.store.snapshots import snapshot_numbers, whole_units
 from operators.store.vacuum import orphans
 from operators.store.verification import Problem
+
+if TYPE_CHECKING:
+    from jobs.embedding.checking import Checks
 
 logger = logging.getLogger(__name__)
 _SHOWN = 50
@@ -62,7 +64,8 @@ def run(config: Config | IndexCheck) -> int:
     snapshot = backlog.snapshot
     with _checks(config, dataset, backlog) as checks:
         problems += checks.verify_units(config, dataset, identity, snapshot)
-        problems += checks.duplicate_ids(config, dataset, identity, snapshot)
+        if config.source.checks_ids:
+            problems += checks.duplicate_ids(config, dataset, identity, snapshot)
         sampled, cosine = checks.embed_again(config, spec, dataset, identity, snapshot)
     if cosine < config.verify.min_cosine:
         problems.append(Problem("(sample)", f"embedded again, {sampled} documents agree only to {cosine:.6f}"))
@@ -70,8 +73,8 @@ def run(config: Config | IndexCheck) -> int:
 
 
 @contextmanager
-def _checks(config: Config, dataset: Location, backlog: Backlog) -> Iterator[ModuleType]:
-    """The module with the checks: of this process where all is small, else of Ray."""
+def _checks(config: Config, dataset: Location, backlog: Backlog) -> Iterator[Checks]:
+    """The checks: in this process where all is small, else on Ray."""
     if needs_no_ray(config, dataset, [record.fragment.unit for record in backlog.snapshot.records]):
         from jobs.embedding import checking
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict
+from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores, make_score_dict
 from mteb.abstasks import (
     AbsTaskBitextMining,
     AbsTaskClassification,
@@ -106,3 +108,21 @@ def mteb_scores(model: Any, task: Any) -> dict[str, Any]:
     )
     [scores] = result.task_results[0].scores["test"]
     return dict(scores)
+
+
+def retrieval_scores(run: Mapping[str, Mapping[str, float]], qrels: Any, ks: Sequence[int]) -> dict[str, float]:
+    """MTEB's metrics of a ranking, by its names."""
+    theirs = calculate_retrieval_scores({query: dict(found) for query, found in run.items()}, qrels, ks)
+    return dict(
+        make_score_dict(
+            ndcg=theirs.ndcg,
+            _map=theirs.map,
+            recall=theirs.recall,
+            precision=theirs.precision,
+            mrr=theirs.mrr,
+            naucs={},
+            naucs_mrr={},
+            hit_rate=theirs.hit_rate,
+            task_scores={},
+        )
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +29,25 @@ from operators.work.guard import AttemptLedger
 _SAMPLED_FRAGMENTS = 8
 
 
+class Checks(Protocol):
+    """What this module does, and jobs.embedding.checking_on_ray on Ray."""
+
+    def verify_units(
+        self, config: EmbedConfig, dataset: Location, identity: Identity, snapshot: Snapshot, /
+    ) -> list[Problem]:
+        """Check every unit of the snapshot against the source."""
+
+    def duplicate_ids(
+        self, config: EmbedConfig, dataset: Location, identity: Identity, snapshot: Snapshot, /
+    ) -> Iterator[Problem]:
+        """Document ids that stand in the dataset more than once."""
+
+    def embed_again(
+        self, config: EmbedConfig, spec: EmbedderSpec, dataset: Location, identity: Identity, snapshot: Snapshot, /
+    ) -> tuple[int, float]:
+        """Embed a random sample of documents again; returns how many, and the least cosine to the stored."""
+
+
 def verify_units(config: EmbedConfig, dataset: Location, identity: Identity, snapshot: Snapshot) -> list[Problem]:
     """Check every unit of the snapshot against the source."""
     units = whole_units(snapshot.records).values()
@@ -35,9 +55,7 @@ def verify_units(config: EmbedConfig, dataset: Location, identity: Identity, sna
 
 
 def duplicate_ids(config: EmbedConfig, dataset: Location, identity: Identity, snapshot: Snapshot) -> Iterator[Problem]:
-    """Document ids that stand in the dataset more than once, unless the config keeps them all."""
-    if not config.source.checks_ids:
-        return
+    """Document ids that stand in the dataset more than once."""
     for doc_id, key in duplicated_in_small_store(dataset, snapshot.records, config.source, identity.keep):
         yield repeated(doc_id, key)
 

@@ -45,9 +45,7 @@ def _verify_rows(block: pa.Table, dataset: Location, identity: Identity, config:
 
 
 def duplicate_ids(config: EmbedConfig, dataset: Location, identity: Identity, snapshot: Snapshot) -> Iterator[Problem]:
-    """Document ids that stand in the dataset more than once, unless the config keeps them all."""
-    if config.source.duplicates == "keep_all" or config.source.id is None:
-        return
+    """Document ids that stand in the dataset more than once."""
     for doc_id, key in duplicated_in_store(dataset, snapshot.records, config.source, identity.keep):
         yield repeated(doc_id, key)
 

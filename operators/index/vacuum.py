@@ -5,13 +5,13 @@ What is younger than the grace period stays, as does what a run or a reader at w
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterator
 
 from operators.index.snapshot import index_files, read_index
 from operators.storage import FileInfo, Location, list_folder
-from operators.storage.lease import take
-from operators.store.vacuum import Removed, is_older, remove, retiring
+from operators.store.vacuum import Removed, is_older, remove_unused
 
 # Names that this project gives; all others are somebody else's. Folder -> pattern; `key` is the shard's.
 _KEY = r"(?P<key>[0-9a-f]{24}(-[0-9a-f]+)?)"
@@ -52,27 +52,7 @@ def index_orphans(index: Location, keep: Collection[int], older_than: float) -> 
 
 
 def vacuum_index(index: Location, keep_snapshots: int, grace_seconds: float) -> Removed:
-    """Delete orphans and all but the newest snapshots that were replaced before the grace period.
-
-    Raises LeaseTaken where another vacuum is at work, LeaseLost where this one was held up for too long.
-    """
-    with take(index, "vacuum", "vacuum") as lease:
-        users = tuple(lease.users())
-        moment = (lease.now() or 0.0) - grace_seconds
-        if any(user.snapshots is None for user in users):
-            return Removed(0, 0, users=users)
-        files = index_files(index)
-        while True:
-            states = files.look()
-            retired = retiring(states, keep_snapshots, moment, users)
-            found = list(index_orphans(index, [n for n in states.numbers if n not in retired], moment))
-            if not found and not retired:
-                return Removed(0, 0, users=users)
-            if files.fence(states.last + 1):
-                break
-        # First: a snapshot that names files which are gone must not be found by a reader.
-        for number in retired:
-            lease.check()
-            files.retire(number)
-        remove(lease, [location for location, _ in found])
-        return Removed(len(found), sum(info.size for _, info in found), len(retired), users)
+    """`remove_unused` of an index."""
+    return remove_unused(
+        index, index_files(index), keep_snapshots, grace_seconds, functools.partial(index_orphans, index)
+    )

@@ -21,35 +21,34 @@ _THREADS = 16
 def doubtful_units(dataset: Location, gone: Sequence[FragmentRecord], kept: Iterable[FragmentRecord]) -> set[str]:
     """Digests of the kept units that left rows out whose ids stood in fragments which are gone.
 
-    By hashes, so one that has not lost anything may be among them. Where a file of a gone fragment does not read, all
-    units that left rows out are. Memory: 8 bytes a row that was left out, and the ids of a few fragments.
+    By hashes, so one that has not lost anything may be among them. So are all that left rows out where a file of a gone
+    fragment does not read, and one whose own rejected rows do not. Memory: 8 bytes a row that was left out, and the ids
+    of a few fragments.
     """
-    if not gone:
-        return set()
     leaving = [record for record in kept if record.rejected]
+    if not gone or not leaving:
+        return set()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="left-out") as threads:
         hashes = list(threads.map(lambda record: _left_out(dataset, record), leaving))
-        wanted = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
-        if not len(wanted):
-            return set()
+        wanted = np.unique(np.concatenate([np.empty(0, np.uint64), *(own for own in hashes if own is not None)]))
         try:
-            found = list(threads.map(lambda record: _held(dataset, record, wanted), gone))
+            found = list(threads.map(lambda record: _held(dataset, record, wanted), gone if len(wanted) else ()))
         except (OSError, pa.ArrowInvalid, KeyError):
             found = [wanted]
-    lost = np.unique(np.concatenate(found))
+    lost = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
     return {
         record.fragment.unit.digest
         for record, own in zip(leaving, hashes, strict=True)
-        if len(own) and is_among(own, lost).any()
+        if own is None or is_among(own, lost).any()
     }
 
 
-def _left_out(dataset: Location, record: FragmentRecord) -> NDArray[np.uint64]:
-    """Hashes of the ids that a fragment left out; of one whose file is lost nothing can be told."""
+def _left_out(dataset: Location, record: FragmentRecord) -> NDArray[np.uint64] | None:
+    """Hashes of the ids that a fragment left out; None where its rejected rows do not read."""
     try:
         rejected = read_table(rejected_file(dataset, record.key), ["doc_id", "reason"])
     except (OSError, pa.ArrowInvalid):
-        return np.empty(0, np.uint64)
+        return None
     ids = rejected["doc_id"].filter(pc.equal(rejected["reason"], DUPLICATE_ID)).combine_chunks()
     return hash_ids(ids.drop_null())
 

@@ -8,13 +8,15 @@ up until it counts as dead, and that checked its files before, cannot publish wi
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from operators.storage import FileInfo, Location, delete_all, list_folder
-from operators.storage.lease import Holder, Lease, take
-from operators.storage.numbered import States
+from operators.storage.lease import Holder, take
+from operators.storage.numbered import Numbered, States
 from operators.store.id_check import Role, cover
 from operators.store.id_hashes import read_segments
 from operators.store.snapshots import read_keys, snapshot_files
@@ -39,7 +41,8 @@ def orphans(dataset: Location, keep: Collection[int], older_than: float) -> Iter
     """Files of `data/`, `rejected/` and `ids/` that none of these snapshots needs, last modified before `older_than`.
 
     `older_than` is in seconds since the epoch, by the storage's clock. Files of unknown age, and such as are not named
-    as this project names them, stay.
+    as this project names them, stay. Data files come first: one says that its fragment is done, so it goes before its
+    rejected rows.
     """
     kept: set[str] = set()
     units: dict[str, Role] = {}
@@ -65,44 +68,51 @@ def orphans(dataset: Location, keep: Collection[int], older_than: float) -> Iter
 
 
 def vacuum(dataset: Location, keep_snapshots: int, grace_seconds: float) -> Removed:
-    """Delete orphans and all but the newest snapshots that were replaced before the grace period.
+    """`remove_unused` of an embeddings dataset."""
+    return remove_unused(
+        dataset, snapshot_files(dataset), keep_snapshots, grace_seconds, functools.partial(orphans, dataset)
+    )
 
-    Raises LeaseTaken where another vacuum is at work, LeaseLost where this one was held up for too long.
+
+def remove_unused(
+    folder: Location,
+    snapshots: Numbered,
+    keep_snapshots: int,
+    grace_seconds: float,
+    orphans_of: Callable[[Collection[int], float], Iterable[tuple[Location, FileInfo]]],
+) -> Removed:
+    """Delete all but the newest snapshots that were replaced before the grace period, and what no other one needs.
+
+    `orphans_of` is told the numbers that stay and the moment before which files are old; they go folder by folder, in
+    its order. Raises LeaseTaken where another vacuum is at work, LeaseLost where this one was held up for too long.
     """
-    with take(dataset, "vacuum", "vacuum") as lease:
+    with take(folder, "vacuum", "vacuum") as lease:
         users = tuple(lease.users())
         moment = (lease.now() or 0.0) - grace_seconds
         if any(user.snapshots is None for user in users):
             return Removed(0, 0, users=users)
-        files = snapshot_files(dataset)
         while True:
-            states = files.look()
-            retired = retiring(states, keep_snapshots, moment, users)
-            found = list(orphans(dataset, [n for n in states.numbers if n not in retired], moment))
+            states = snapshots.look()
+            retired = _retiring(states, keep_snapshots, moment, users)
+            found = list(orphans_of([n for n in states.numbers if n not in retired], moment))
             if not found and not retired:
                 return Removed(0, 0, users=users)
-            if files.fence(states.last + 1):
+            if snapshots.fence(states.last + 1):
                 break
         # The snapshots go first: one that names files which are gone must not be found by a reader.
         for number in retired:
             lease.check()
-            files.retire(number)
-        # A data file says that its fragment is done, so it goes before its rejected rows.
-        for is_data in (True, False):
-            remove(lease, [place for place, _ in found if (place.url.split("/")[-2] == "data") == is_data])
+            snapshots.retire(number)
+        for _, of_folder in itertools.groupby(found, key=lambda one: one[0].url.rpartition("/")[0]):
+            delete_all([place for place, _ in of_folder], lease.check)
         return Removed(len(found), sum(info.size for _, info in found), len(retired), users)
 
 
-def retiring(states: States, keep_snapshots: int, moment: float, users: Collection[Holder]) -> list[int]:
+def _retiring(states: States, keep_snapshots: int, moment: float, users: Collection[Holder]) -> list[int]:
     """Numbers of the snapshots that may go: not of the newest, replaced before `moment`, read by nobody."""
     read = {number for user in users for number in user.snapshots or ()}
     newest = set(states.numbers[-keep_snapshots:])
     return [number for number in states.superseded_before(moment) if number not in newest and number not in read]
-
-
-def remove(lease: Lease, locations: list[Location]) -> None:
-    """Delete files in bulk; raises LeaseLost before the first request that could come too late."""
-    delete_all(locations, lease.check)
 
 
 def is_older(info: FileInfo, moment: float) -> bool:

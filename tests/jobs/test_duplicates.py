@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.embedding.duplicates import Holder, find_later
+from jobs.embedding.id_comparison import Holder, find_later
 from operators.storage import Location
 from operators.store.id_check import Role
 from tests.jobs.running import documents, rejected_of, run_job, snapshot_of, vectors_of, write_config, write_jsonl
@@ -91,7 +91,7 @@ def test_runs_after_runs_find_what_a_dictionary_does(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every run commits some units, drops others and brings new ones; ids are few, so that they meet often."""
-    monkeypatch.setattr("jobs.embedding.duplicates._IDS_PER_TASK", 16)  # several parts and groups of so few ids
+    monkeypatch.setattr("jobs.embedding.id_comparison._IDS_PER_TASK", 16)  # several parts and groups of so few ids
     rng, dataset = np.random.default_rng(seed), Location(str(tmp_path))
     names = np.array([f"doc-{i}" for i in range(300)] + [None], object)
     ids: dict[str, list[str | None]] = {}

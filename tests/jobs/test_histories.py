@@ -155,3 +155,23 @@ def test_a_damaged_file_is_made_anew(damage: str, tmp_path: Path, tiny_model: Pa
     assert vectors_of(tmp_path).sort_by("doc_id").equals(expected)
     assert {path: path.stat().st_mtime_ns for path in others} == others
     assert run_job("verify", config) == 0
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("folder", ["data", "rejected"])
+def test_a_row_comes_back_whatever_is_damaged_beside_it(folder: str, tmp_path: Path, tiny_model: Path) -> None:
+    """Neither the ids of the file that went nor those of the rows that were left out need to be readable."""
+    gates = {"max_rejected_fraction": 1.0, "max_dropped_fraction": 1.0}
+    source = {"path": str(tmp_path / "in"), "duplicates": "keep_first"}
+    config = write_config(tmp_path, tiny_model, source=source, gates=gates)
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / "in" / f"{name}.jsonl", documents(6))
+        assert run_job("embed", config) == 0
+    damaged = [
+        path for path in (tmp_path / "vectors" / folder).iterdir() if folder == "rejected" or "x" not in path.name
+    ]
+    assert len(damaged) == 1
+    damaged[0].write_bytes(bytes(damaged[0].stat().st_size))
+    (tmp_path / "in" / "a.jsonl").unlink()
+    assert run_job("embed", config) == 0
+    assert sorted(vectors_of(tmp_path)["doc_id"].to_pylist()) == sorted(row["id"] for row in documents(6))

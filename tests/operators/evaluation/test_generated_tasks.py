@@ -20,14 +20,15 @@ from operators.evaluation.encoding import comparable
 from operators.evaluation.mteb_model import MtebModel
 from operators.evaluation.nearest import NearestDocuments, nearest_of_block
 from operators.evaluation.reranking import Candidates, score_reranking
-from operators.evaluation.retrieval import Run, score_run
+from operators.evaluation.retrieval import score_run
 from operators.evaluation.tasks import Task
 from tests.operators.evaluation.local_encoder import WordEncoder
 
 pytest.importorskip("mteb")
 
-from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores, make_score_dict
 from mteb.similarity_functions import cos_sim, dot_score
+
+from tests.mteb_tasks import retrieval_scores
 
 TASKS = int(os.environ.get("EMBEDFLEET_TASKS", "40"))
 THEIRS = {"cosine": cos_sim, "dot": dot_score}
@@ -47,23 +48,6 @@ def _tasks(draw: Any) -> dict[str, Any]:
         "ignore": draw(st.booleans()),
         "similarity": draw(st.sampled_from(["cosine", "dot"])),
     }
-
-
-def _expected(run: Run, qrels: dict[str, dict[str, int]], ks: tuple[int, ...]) -> dict[str, float]:
-    theirs = calculate_retrieval_scores({query: dict(found) for query, found in run.items()}, qrels, ks)
-    return dict(
-        make_score_dict(
-            ndcg=theirs.ndcg,
-            _map=theirs.map,
-            recall=theirs.recall,
-            precision=theirs.precision,
-            mrr=theirs.mrr,
-            naucs={},
-            naucs_mrr={},
-            hit_rate=theirs.hit_rate,
-            task_scores={},
-        )
-    )
 
 
 @settings(max_examples=TASKS, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
@@ -99,7 +83,7 @@ def test_a_task_ranks_and_scores_as_mteb_does(facts: dict[str, Any]) -> None:
         query: {doc: s for doc, s in docs.items() if not (facts["ignore"] and doc == query)}
         for query, docs in run.items()
     }
-    expected = _expected(kept, qrels, ks)
+    expected = retrieval_scores(kept, qrels, ks)
     for name, value in found.items():
         assert value == pytest.approx(expected[name], abs=6e-6), name  # mteb rounds to five digits
 
